@@ -164,7 +164,6 @@ func Unmix(parent, child BlockHash) ContentHash {
 	return ContentHash(x - bits.RotateLeft64(uint64(parent), 23))
 }
 
-
 // tokenBytes views tokens as little-endian bytes, without a copy where the
 // CPU already stores them so.
 func tokenBytes(tokens []TokenID) []byte {

@@ -1,0 +1,145 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Spec is one endpoint as a source describes it.
+type Spec struct {
+	// Name is unique in the pool and appears in logs and metrics.
+	Name string `yaml:"name"`
+	// Address is ip:port of the engine's HTTP server, IPv6 in brackets.
+	Address string `yaml:"address"`
+	// Models are the names of the base model: the first is its id, the others
+	// are aliases. Empty: learned from the engine's /v1/models.
+	Models []string `yaml:"models"`
+	// Adapters are LoRA adapters of that base model.
+	Adapters []string `yaml:"adapters"`
+	// Events is the ZMQ endpoint of the engine's KV events; empty: none.
+	Events string `yaml:"events"`
+	// Replay is the ZMQ endpoint of its replay socket; empty: none.
+	Replay string `yaml:"replay"`
+	// Metrics is the URL of its Prometheus metrics; empty: none.
+	Metrics string `yaml:"metrics"`
+	// Labels are free-form.
+	Labels map[string]string `yaml:"labels"`
+}
+
+// Config describes the pool.
+type Config struct {
+	Static StaticConfig `yaml:"static"`
+	Health HealthConfig `yaml:"health"`
+}
+
+// StaticConfig lists endpoints that never change.
+type StaticConfig struct {
+	Endpoints []Spec `yaml:"endpoints"`
+}
+
+// HealthConfig says how endpoints are probed.
+type HealthConfig struct {
+	// Path is requested on every endpoint; 200 means ready.
+	Path string `yaml:"path"`
+	// Interval is the time between two probes of an endpoint, jittered by a
+	// tenth.
+	Interval time.Duration `yaml:"interval"`
+	// Timeout bounds one probe.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// DefaultConfig returns a pool without endpoints.
+func DefaultConfig() Config {
+	return Config{Health: HealthConfig{Path: "/health", Interval: time.Second, Timeout: 500 * time.Millisecond}}
+}
+
+// Validate reports every fault of c, one an error, each starting with the
+// field's path below "pool".
+func (c Config) Validate() error {
+	var errs []error
+	if len(c.Static.Endpoints) == 0 {
+		errs = append(errs, errors.New("static.endpoints: empty; list at least one endpoint"))
+	}
+	names, addrs := map[string]int{}, map[string]int{}
+	for i, e := range c.Static.Endpoints {
+		at := fmt.Sprintf("static.endpoints[%d]", i)
+		errs = append(errs, e.validate(at)...)
+		if j, dup := names[e.Name]; dup && e.Name != "" {
+			errs = append(errs, fmt.Errorf("%s.name: %q is also the name of static.endpoints[%d]; names must be unique", at, e.Name, j))
+		}
+		if j, dup := addrs[e.Address]; dup && e.Address != "" {
+			errs = append(errs, fmt.Errorf("%s.address: %q is also the address of static.endpoints[%d]; remove one of them", at, e.Address, j))
+		}
+		names[e.Name], addrs[e.Address] = i, i
+	}
+	if !strings.HasPrefix(c.Health.Path, "/") {
+		errs = append(errs, fmt.Errorf("health.path: %q does not start with a slash; use for example /health", c.Health.Path))
+	}
+	if c.Health.Interval < 10*time.Millisecond {
+		errs = append(errs, fmt.Errorf("health.interval: %s is too short; use 10ms or more", c.Health.Interval))
+	}
+	if c.Health.Timeout <= 0 {
+		errs = append(errs, fmt.Errorf("health.timeout: %s is not positive; use for example 500ms", c.Health.Timeout))
+	}
+	return errors.Join(errs...)
+}
+
+func (s Spec) validate(at string) []error {
+	var errs []error
+	if s.Name == "" {
+		errs = append(errs, fmt.Errorf("%s.name: empty; give the endpoint a name", at))
+	}
+	if ap, err := netip.ParseAddrPort(s.Address); err != nil {
+		errs = append(errs, fmt.Errorf("%s.address: %q is not ip:port; use for example 10.0.0.7:8000 (Envoy's override takes no host names)", at, s.Address))
+	} else if ap.Port() == 0 {
+		errs = append(errs, fmt.Errorf("%s.address: %q has port 0; use the port the engine listens on", at, s.Address))
+	} else if canon := ap.String(); canon != s.Address {
+		errs = append(errs, fmt.Errorf("%s.address: %q is not in canonical form; use %s", at, s.Address, canon))
+	}
+	for j, m := range s.Models {
+		if m == "" {
+			errs = append(errs, fmt.Errorf("%s.models[%d]: empty; remove it or name a model", at, j))
+		}
+	}
+	if len(s.Adapters) > 0 && len(s.Models) == 0 {
+		errs = append(errs, fmt.Errorf("%s.adapters: set without models; name the base model in models too", at))
+	}
+	for _, f := range [...]struct{ name, value string }{{"events", s.Events}, {"replay", s.Replay}} {
+		if f.value == "" {
+			continue
+		}
+		if err := validateZMQ(f.value); err != nil {
+			errs = append(errs, fmt.Errorf("%s.%s: %q %w", at, f.name, f.value, err))
+		}
+	}
+	if s.Replay != "" && s.Events == "" {
+		errs = append(errs, fmt.Errorf("%s.replay: %q is set but events is not; set events to the engine's live stream", at, s.Replay))
+	}
+	if s.Metrics != "" {
+		u, err := url.Parse(s.Metrics)
+		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			errs = append(errs, fmt.Errorf("%s.metrics: %q is not an http URL; use for example http://10.0.0.7:8000/metrics", at, s.Metrics))
+		}
+	}
+	return errs
+}
+
+func validateZMQ(endpoint string) error {
+	rest, ok := strings.CutPrefix(endpoint, "tcp://")
+	if !ok {
+		return errors.New("is not a TCP endpoint; use tcp://HOST:PORT")
+	}
+	host, port, err := net.SplitHostPort(rest)
+	if err != nil || host == "" || port == "" {
+		return errors.New("lacks a host or a port; use tcp://HOST:PORT")
+	}
+	if host == "*" || host == "0.0.0.0" || host == "::" {
+		return fmt.Errorf("is what the engine binds; use the address to dial, tcp://HOST:%s", port)
+	}
+	return nil
+}

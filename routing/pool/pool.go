@@ -1,0 +1,165 @@
+package pool
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/warmpath/warmpath/kvindex"
+)
+
+// Pool publishes snapshots of the endpoints.
+type Pool struct {
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	client  *http.Client
+	rand    *rand.Rand
+
+	snapshot atomic.Pointer[Snapshot]
+
+	// mu guards what snapshots are made from.
+	mu       sync.Mutex
+	members  []*member
+	nextID   uint32
+	freeIDs  []uint32
+	admitted uint32
+	probed   chan struct{}
+	waiting  int
+}
+
+// member is the mutable record behind one Endpoint.
+type member struct {
+	spec    Spec
+	id      uint32
+	inc     uint32
+	state   *State
+	health  Health
+	models  []string
+	adapts  []string
+	learned bool
+	stop    context.CancelFunc
+}
+
+// New returns a pool that holds the static endpoints of cfg, none of them
+// probed. client sends the probes; random spreads them in time.
+func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.Client, random *rand.Rand) *Pool {
+	p := &Pool{
+		cfg: cfg, log: log.With("component", "pool"), metrics: newMetrics(reg), client: client, rand: random,
+		probed: make(chan struct{}),
+	}
+	p.snapshot.Store(newSnapshot(nil))
+	p.set(cfg.Static.Endpoints)
+	return p
+}
+
+// Snapshot returns the newest snapshot. It never blocks.
+func (p *Pool) Snapshot() *Snapshot { return p.snapshot.Load() }
+
+// Probed returns a channel that is closed once every endpoint that the pool
+// started with has been probed.
+func (p *Pool) Probed() <-chan struct{} { return p.probed }
+
+// Run probes the endpoints until ctx ends, and returns nil then.
+func (p *Pool) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	p.mu.Lock()
+	p.waiting = len(p.members)
+	if p.waiting == 0 {
+		close(p.probed)
+	}
+	for _, m := range p.members {
+		ctx, stop := context.WithCancel(ctx)
+		m.stop = stop
+		first := time.Duration(p.rand.Int64N(int64(p.cfg.Health.Interval) / 4))
+		seed := p.rand.Uint64()
+		wg.Go(func() { p.watch(ctx, m, first, rand.New(rand.NewPCG(seed, 1))) })
+	}
+	p.mu.Unlock()
+	wg.Wait()
+	return nil
+}
+
+// set replaces the members by specs, keeping those that did not change.
+func (p *Pool) set(specs []Spec) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := map[string]*member{}
+	for _, m := range p.members {
+		old[m.spec.Name] = m
+	}
+	var members []*member
+	for _, s := range specs {
+		m := old[s.Name]
+		if m != nil && reflect.DeepEqual(m.spec, s) {
+			delete(old, s.Name)
+			members = append(members, m)
+			continue
+		}
+		members = append(members, p.admit(s, m))
+		delete(old, s.Name)
+	}
+	for _, m := range old {
+		p.freeIDs = append(p.freeIDs, m.id)
+		if m.stop != nil {
+			m.stop()
+		}
+	}
+	p.members = members
+	p.publish()
+}
+
+// admit makes the member of a spec. A changed spec keeps its id, but every
+// member has an incarnation of its own, so that nothing of a predecessor
+// counts for it.
+func (p *Pool) admit(s Spec, predecessor *member) *member {
+	m := &member{spec: s, state: &State{}, models: s.Models, adapts: s.Adapters, learned: len(s.Models) > 0}
+	switch {
+	case predecessor != nil:
+		m.id = predecessor.id
+	case len(p.freeIDs) > 0:
+		m.id = p.freeIDs[len(p.freeIDs)-1]
+		p.freeIDs = p.freeIDs[:len(p.freeIDs)-1]
+	default:
+		m.id = p.nextID
+		p.nextID++
+	}
+	p.admitted++
+	m.inc = p.admitted
+	return m
+}
+
+// publish stores a new snapshot. The caller holds mu.
+func (p *Pool) publish() {
+	endpoints := make([]*Endpoint, 0, len(p.members))
+	counts := map[Health]int{HealthUnknown: 0, HealthReady: 0, HealthFailed: 0}
+	for _, m := range p.members {
+		e := &Endpoint{
+			Spec: m.spec, ID: kvindex.EndpointID(m.id), Incarnation: m.inc,
+			Health: m.health, State: m.state, modelsKnown: m.learned,
+		}
+		e.Models, e.Adapters, e.Labels = slices.Clone(m.models), slices.Clone(m.adapts), maps.Clone(m.spec.Labels)
+		if m.spec.Events != "" {
+			e.Publishers = []Publisher{{
+				Publisher: kvindex.Publisher{ID: kvindex.PublisherID(m.id), Endpoint: e.ID, Incarnation: m.inc},
+				Events:    m.spec.Events, Replay: m.spec.Replay,
+			}}
+		}
+		endpoints = append(endpoints, e)
+		counts[m.health]++
+	}
+	for h, n := range counts {
+		p.metrics.endpoints[h].Set(float64(n))
+	}
+	old := p.snapshot.Swap(newSnapshot(endpoints))
+	close(old.superseded)
+}

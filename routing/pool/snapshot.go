@@ -1,0 +1,227 @@
+package pool
+
+import (
+	"slices"
+	"sync/atomic"
+
+	"github.com/warmpath/warmpath/kvindex"
+)
+
+// Health is what the pool's last probe of an endpoint said.
+type Health uint8
+
+const (
+	// HealthUnknown: not probed yet. Such an endpoint is a candidate, because a
+	// router that has just started must not fail requests.
+	HealthUnknown Health = iota
+	// HealthReady: the last probe was answered with 200.
+	HealthReady
+	// HealthFailed: the last probe failed. Never a candidate.
+	HealthFailed
+)
+
+// String returns the state's name as used in metrics.
+func (h Health) String() string {
+	switch h {
+	case HealthUnknown:
+		return "unknown"
+	case HealthReady:
+		return "ready"
+	case HealthFailed:
+		return "failed"
+	}
+	return "invalid"
+}
+
+// Publisher is one KV-event stream of an endpoint.
+type Publisher struct {
+	kvindex.Publisher
+	// Rank is the data-parallel rank, 0 on engines without ranks.
+	Rank int
+	// Events is the ZMQ endpoint of the live stream, Replay that of the replay
+	// socket, empty where the engine has none.
+	Events, Replay string
+}
+
+// Endpoint is one routable address in a [Snapshot]. It is immutable but for
+// its State.
+type Endpoint struct {
+	Spec
+	ID          kvindex.EndpointID
+	Incarnation uint32
+	Health      Health
+	Publishers  []Publisher
+	// State outlives the snapshot: all snapshots of one incarnation share it.
+	State *State
+
+	// modelsKnown is false while the model list is still to be learned.
+	modelsKnown bool
+}
+
+// Candidate tells whether requests may be sent to the endpoint.
+func (e *Endpoint) Candidate() bool { return e.Health != HealthFailed }
+
+// State counts the work that this router has given to one incarnation of an
+// endpoint, and holds what its event stream told about it. Safe for
+// concurrent use.
+type State struct {
+	inFlight      atomic.Int64
+	prefillTokens atomic.Int64
+	blockSizes    atomic.Pointer[[]int]
+}
+
+// Reserve counts one more request in flight, with tokens of prefill work
+// ahead of it.
+func (s *State) Reserve(tokens int64) {
+	s.inFlight.Add(1)
+	s.prefillTokens.Add(tokens)
+}
+
+// Release undoes one Reserve. tokens is what is left of its prefill work: 0
+// after [State.PrefillDone].
+func (s *State) Release(tokens int64) {
+	s.inFlight.Add(-1)
+	s.prefillTokens.Add(-tokens)
+}
+
+// PrefillDone takes back the prefill work of a request that stays in flight.
+func (s *State) PrefillDone(tokens int64) { s.prefillTokens.Add(-tokens) }
+
+// InFlight returns the number of requests that this router has in flight on
+// the endpoint.
+func (s *State) InFlight() int64 { return s.inFlight.Load() }
+
+// PrefillTokens returns the prefill tokens reserved by those requests.
+func (s *State) PrefillTokens() int64 { return s.prefillTokens.Load() }
+
+// maxBlockSizes bounds what a publisher can make every request hash: one
+// chain is hashed for each block size in use.
+const maxBlockSizes = 4
+
+// ObserveBlockSize records that the endpoint's events use blocks of n tokens.
+// It reports whether requests will be hashed for that size: the first few
+// sizes are kept, later ones are refused.
+func (s *State) ObserveBlockSize(n int) bool {
+	for {
+		old := s.blockSizes.Load()
+		var sizes []int
+		if old != nil {
+			sizes = *old
+		}
+		if slices.Contains(sizes, n) {
+			return true
+		}
+		if len(sizes) == maxBlockSizes {
+			return false
+		}
+		grown := append(slices.Clone(sizes), n)
+		if s.blockSizes.CompareAndSwap(old, &grown) {
+			return true
+		}
+	}
+}
+
+// BlockSizes returns the block sizes seen so far. The slice must not be
+// changed.
+func (s *State) BlockSizes() []int {
+	if p := s.blockSizes.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Model is one model name that requests may ask for.
+type Model struct {
+	// Name is the name requests use.
+	Name string
+	// Base is the pool's id of the base model, Adapter the LoRA adapter, empty
+	// for the base model itself. Aliases of one model share both, so that they
+	// share cached blocks.
+	Base, Adapter string
+	// Endpoints serve the model and are candidates.
+	Endpoints []*Endpoint
+}
+
+// Snapshot is the pool at one instant. It is immutable.
+type Snapshot struct {
+	// Endpoints are all endpoints, in the source's order.
+	Endpoints []*Endpoint
+
+	byID       map[kvindex.EndpointID]*Endpoint
+	byAddress  map[string]*Endpoint
+	models     map[string]*Model
+	complete   bool
+	superseded chan struct{}
+}
+
+// Model returns the model of a name, also one whose endpoints all fail at the
+// moment; ok is false if no endpoint lists it.
+func (s *Snapshot) Model(name string) (m *Model, ok bool) {
+	m, ok = s.models[name]
+	return m, ok
+}
+
+// Models returns the names of all models, sorted.
+func (s *Snapshot) Models() []string {
+	names := make([]string, 0, len(s.models))
+	for n := range s.models {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Complete tells whether the model lists of all endpoints are known, so that
+// a model in none of them does not exist.
+func (s *Snapshot) Complete() bool { return s.complete }
+
+// Endpoint returns the endpoint of an id, nil if the snapshot has none.
+func (s *Snapshot) Endpoint(id kvindex.EndpointID) *Endpoint { return s.byID[id] }
+
+// ByAddress returns the endpoint at ip:port, nil if the snapshot has none.
+func (s *Snapshot) ByAddress(addr string) *Endpoint { return s.byAddress[addr] }
+
+// Superseded returns a channel that is closed when the pool has published a
+// newer snapshot.
+func (s *Snapshot) Superseded() <-chan struct{} { return s.superseded }
+
+func newSnapshot(endpoints []*Endpoint) *Snapshot {
+	s := &Snapshot{
+		Endpoints:  endpoints,
+		byID:       make(map[kvindex.EndpointID]*Endpoint, len(endpoints)),
+		byAddress:  make(map[string]*Endpoint, len(endpoints)),
+		models:     map[string]*Model{},
+		complete:   true,
+		superseded: make(chan struct{}),
+	}
+	for _, e := range endpoints {
+		s.byID[e.ID] = e
+		s.byAddress[e.Address] = e
+		s.complete = s.complete && e.modelsKnown
+		if len(e.Models) == 0 {
+			continue
+		}
+		base := e.Models[0]
+		for _, name := range e.Models {
+			s.serve(e, name, base, "")
+		}
+		for _, name := range e.Adapters {
+			s.serve(e, name, base, name)
+		}
+	}
+	return s
+}
+
+// serve lists e under a model name. The first endpoint that lists a name says
+// what it means; one that disagrees is still routed to, and its blocks simply
+// never match.
+func (s *Snapshot) serve(e *Endpoint, name, base, adapter string) {
+	m := s.models[name]
+	if m == nil {
+		m = &Model{Name: name, Base: base, Adapter: adapter}
+		s.models[name] = m
+	}
+	if e.Candidate() && !slices.Contains(m.Endpoints, e) {
+		m.Endpoints = append(m.Endpoints, e)
+	}
+}
