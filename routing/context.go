@@ -1,0 +1,151 @@
+package routing
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/warmpath/warmpath/routing/pool"
+)
+
+// Target is where a request goes.
+type Target struct {
+	// Endpoints are the chosen endpoint and the ones to try after it, best
+	// first, at least one. The slice is owned by the target.
+	Endpoints []*pool.Endpoint
+	// Strategy is the name of the strategy that decided.
+	Strategy string
+	Reason   Reason
+	// PromptTokens is the prompt's length, 0 if it was not tokenized;
+	// MatchedTokens how many of them, from the start, the chosen endpoint held.
+	PromptTokens, MatchedTokens int
+
+	// work is the prefill work reserved on the endpoint, in tokens.
+	work int64
+}
+
+// resolution is a final or done state of a Context.
+type resolution struct {
+	target Target
+	err    *Error
+	done   bool
+}
+
+// Context is the promise of a decision: one value per request, resolved
+// exactly once by [Context.SetTarget] or [Context.SetError], awaited by
+// [Context.Target], ended by [Context.Finish]. It carries the request's
+// context, which ends with the request; it is the one type of this project
+// that keeps a context in a struct, because it is the request.
+//
+// SetTarget, SetError, Target and HasRouted may be called by any goroutine.
+// Served, PrefillDone and Finish belong to the one that owns the request.
+type Context struct {
+	context.Context
+	Request Request
+
+	// state is nil while the decision is pending. A swap of it is the only
+	// step from pending to target or error, and from any of them to done.
+	state    atomic.Pointer[resolution]
+	resolved chan struct{}
+
+	// Written by the owner of the request only.
+	held *pool.Endpoint
+	work int64
+}
+
+// NewContext returns the pending promise of a request that lives as long as
+// ctx.
+func NewContext(ctx context.Context, r Request) *Context {
+	return &Context{Context: ctx, Request: r, resolved: make(chan struct{})}
+}
+
+// SetTarget resolves the promise with a target whose reservation on its first
+// endpoint the caller has made (see [Reserve]). It reports whether it was the
+// first to resolve; if not, the reservation has been released again.
+func (c *Context) SetTarget(t Target) bool {
+	if c.state.CompareAndSwap(nil, &resolution{target: t}) {
+		close(c.resolved)
+		return true
+	}
+	t.Endpoints[0].State.Release(t.work)
+	return false
+}
+
+// SetError resolves the promise with an error and reports whether it was the
+// first to resolve.
+func (c *Context) SetError(err *Error) bool {
+	if c.state.CompareAndSwap(nil, &resolution{err: err}) {
+		close(c.resolved)
+		return true
+	}
+	return false
+}
+
+// HasRouted tells, without blocking, whether the promise holds a target.
+func (c *Context) HasRouted() bool {
+	r := c.state.Load()
+	return r != nil && !r.done && r.err == nil
+}
+
+// Target waits for the decision until ctx ends. A promise that was finished
+// before it was resolved, and a ctx that ends first, give an error of
+// [ReasonCanceled] or [ReasonTimeout].
+func (c *Context) Target(ctx context.Context) (Target, *Error) {
+	select {
+	case <-c.resolved:
+	default:
+		select {
+		case <-c.resolved:
+		case <-c.Context.Done():
+			return Target{}, &Error{Reason: ReasonCanceled, Message: "the request ended before it was routed"}
+		case <-ctx.Done():
+			return Target{}, &Error{Reason: ReasonTimeout, Message: "no routing decision within the deadline"}
+		}
+	}
+	r := c.state.Load()
+	switch {
+	case r.done:
+		return Target{}, &Error{Reason: ReasonCanceled, Message: "the request ended before it was routed"}
+	case r.err != nil:
+		return Target{}, r.err
+	}
+	c.held, c.work = r.target.Endpoints[0], r.target.work
+	return r.target, nil
+}
+
+// Served tells the promise which endpoint really answered. If that is not the
+// one the reservation is on, because Envoy retried on another, the
+// reservation moves. It reports whether it moved.
+func (c *Context) Served(e *pool.Endpoint) bool {
+	if c.held == nil || e == nil || e == c.held || e.State == c.held.State {
+		return false
+	}
+	c.held.State.Release(c.work)
+	e.State.Reserve(c.work)
+	c.held = e
+	return true
+}
+
+// PrefillDone takes the request's prefill work off its endpoint: the first
+// token has been answered.
+func (c *Context) PrefillDone() {
+	if c.held == nil || c.work == 0 {
+		return
+	}
+	c.held.State.PrefillDone(c.work)
+	c.work = 0
+}
+
+// Finish ends the request, whatever ended it, and releases what is reserved.
+// Only its first call does anything.
+func (c *Context) Finish() {
+	old := c.state.Swap(&resolution{done: true})
+	switch {
+	case old == nil:
+		close(c.resolved)
+	case old.done || old.err != nil:
+	case c.held != nil:
+		c.held.State.Release(c.work)
+	default: // resolved, but nobody came for the target
+		old.target.Endpoints[0].State.Release(old.target.work)
+	}
+}

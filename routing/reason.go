@@ -1,0 +1,116 @@
+package routing
+
+import "fmt"
+
+// Reason says why a request was routed as it was, or why it was not. It is at
+// once the metric label, the log field, the word in the response header and,
+// for errors, what the HTTP status follows from.
+type Reason uint8
+
+// Reasons of a target.
+const (
+	// ReasonNone: not decided.
+	ReasonNone Reason = iota
+	// ReasonPrefix: the endpoint holds the longest prefix of the prompt.
+	ReasonPrefix
+	// ReasonLoad: the least loaded endpoint, by the strategy's own rule.
+	ReasonLoad
+	// ReasonRandom: drawn at random, by the strategy's own rule.
+	ReasonRandom
+	// ReasonCold: no candidate holds any of the prompt; least loaded.
+	ReasonCold
+	// ReasonShort: the prompt is shorter than one block; least loaded.
+	ReasonShort
+	// ReasonNoPrompt: the request has no prompt that can be tokenized; least
+	// loaded.
+	ReasonNoPrompt
+	// ReasonNoEvents: no candidate has reported any block yet; least loaded.
+	ReasonNoEvents
+	// ReasonTokenizerDown: no tokenizer answered; least loaded.
+	ReasonTokenizerDown
+	// ReasonTokenizerTimeout: the tokenizer's time budget ran out; least loaded.
+	ReasonTokenizerTimeout
+	// ReasonTokenizerRefused: the tokenizer refused the prompt; least loaded,
+	// and the engine will say what is wrong with it.
+	ReasonTokenizerRefused
+)
+
+// Reasons of an [Error].
+const (
+	// ReasonBadRequest: the request cannot be understood.
+	ReasonBadRequest Reason = iota + 64
+	// ReasonUnknownStrategy: the routing-strategy header names no strategy.
+	ReasonUnknownStrategy
+	// ReasonModelNotFound: no endpoint lists the model.
+	ReasonModelNotFound
+	// ReasonNoEndpoint: no endpoint that serves the model is ready.
+	ReasonNoEndpoint
+	// ReasonTooLarge: the body is larger than the configured limit.
+	ReasonTooLarge
+	// ReasonTimeout: the decision's own deadline passed.
+	ReasonTimeout
+	// ReasonCanceled: the request ended before it was decided.
+	ReasonCanceled
+)
+
+var reasonNames = map[Reason]string{
+	ReasonNone:             "none",
+	ReasonPrefix:           "prefix",
+	ReasonLoad:             "load",
+	ReasonRandom:           "random",
+	ReasonCold:             "cold",
+	ReasonShort:            "short_prompt",
+	ReasonNoPrompt:         "no_prompt",
+	ReasonNoEvents:         "no_events",
+	ReasonTokenizerDown:    "tokenizer_unavailable",
+	ReasonTokenizerTimeout: "tokenizer_timeout",
+	ReasonTokenizerRefused: "tokenizer_refused",
+	ReasonBadRequest:       "bad_request",
+	ReasonUnknownStrategy:  "unknown_strategy",
+	ReasonModelNotFound:    "model_not_found",
+	ReasonNoEndpoint:       "no_ready_endpoint",
+	ReasonTooLarge:         "body_too_large",
+	ReasonTimeout:          "timeout",
+	ReasonCanceled:         "canceled",
+}
+
+// Reasons returns every reason, in numeric order.
+func Reasons() []Reason {
+	var all []Reason
+	for r := range Reason(255) {
+		if _, ok := reasonNames[r]; ok {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// String returns the stable name, a metric label value.
+func (r Reason) String() string {
+	if n, ok := reasonNames[r]; ok {
+		return n
+	}
+	return fmt.Sprintf("reason_%d", uint8(r))
+}
+
+// Degraded tells whether the decision was made with less knowledge than its
+// strategy wants.
+func (r Reason) Degraded() bool {
+	switch r {
+	case ReasonNoEvents, ReasonTokenizerDown, ReasonTokenizerTimeout, ReasonTokenizerRefused:
+		return true
+	}
+	return false
+}
+
+// Error is why a request gets no target.
+type Error struct {
+	Reason Reason
+	// Message is for the client: what is wrong and how to mend it.
+	Message string
+	// Param names the request field at fault, empty if none is.
+	Param string
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Reason.String() + ": " + e.Message }

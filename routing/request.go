@@ -1,0 +1,61 @@
+package routing
+
+import (
+	"github.com/warmpath/warmpath/kvindex"
+)
+
+// PromptKind says in which form a request carries its prompt.
+type PromptKind uint8
+
+const (
+	// PromptNone: no prompt that a tokenizer could read.
+	PromptNone PromptKind = iota
+	// PromptText: one string.
+	PromptText
+	// PromptTokens: token ids.
+	PromptTokens
+	// PromptChat: chat messages.
+	PromptChat
+)
+
+// Prompt is the part of a request's body that decides what the engine caches.
+// Raw fields are JSON as the client sent it and borrow the body.
+type Prompt struct {
+	Kind PromptKind
+	// Text is the prompt of PromptText, decoded.
+	Text string
+	// Tokens are the ids of PromptTokens.
+	Tokens []kvindex.TokenID
+	// Messages, Tools and TemplateKwargs are the raw JSON values of the fields
+	// messages, tools and chat_template_kwargs; nil where absent.
+	Messages, Tools, TemplateKwargs []byte
+	// AddSpecialTokens, AddGenerationPrompt and ContinueFinalMessage are nil
+	// where the client left them to the engine's default.
+	AddSpecialTokens, AddGenerationPrompt, ContinueFinalMessage *bool
+	// Multimodal: the messages hold more than text, so token ids alone do not
+	// tell two prompts apart.
+	Multimodal bool
+	// Salt is cache_salt.
+	Salt string
+}
+
+// Request is what routing needs to know of an HTTP request.
+type Request struct {
+	// ID is the x-request-id, for logs and explanations.
+	ID string
+	// Path is the request path without its query.
+	Path string
+	// Model is the body's model field, empty if the request names none.
+	Model string
+	// Strategy is the strategy asked for by header, empty for the configured
+	// default.
+	Strategy string
+	Prompt   Prompt
+	// User is the user header's value, empty if there is none.
+	User string
+	// Subset restricts the candidates to these ip:port. nil: no restriction;
+	// empty but not nil: nothing is allowed.
+	Subset []string
+	// BodyBytes is the size of the body as received.
+	BodyBytes int
+}
