@@ -1,6 +1,8 @@
 package routing
 
 import (
+	"time"
+
 	"github.com/warmpath/warmpath/kvindex"
 )
 
@@ -41,6 +43,9 @@ type Prompt struct {
 
 // Request is what routing needs to know of an HTTP request.
 type Request struct {
+	// Arrived is when the request's last byte arrived: the "now" of its
+	// decision.
+	Arrived time.Time
 	// ID is the x-request-id, for logs and explanations.
 	ID string
 	// Path is the request path without its query.
