@@ -1,0 +1,146 @@
+package stack
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// stopGrace is how long a process may take to end after SIGTERM.
+const stopGrace = 5 * time.Second
+
+// Process is a child process whose output goes to a file.
+type Process struct {
+	// Name is the process's name in errors and log files.
+	Name string
+	cmd  *exec.Cmd
+	log  string
+	// done is closed when the process has ended; err is valid then.
+	done chan struct{}
+	err  error
+	once sync.Once
+}
+
+// start runs a program whose standard error, and standard output unless ready
+// is not nil, go to dir/name.log. ready gets the first line of standard output.
+func start(name, dir, path string, args []string, ready any) (*Process, error) {
+	logPath := filepath.Join(dir, name+".log")
+	logFile, err := os.Create(logPath)
+	if err != nil {
+		return nil, err
+	}
+	defer logFile.Close() // the child has its own descriptor
+	p := &Process{Name: name, log: logPath, done: make(chan struct{})}
+	p.cmd = exec.Command(path, args...)
+	// A group of its own: Ctrl-C in a terminal reaches this process only, which
+	// then stops its children in order.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.Stderr = logFile
+	var out io.ReadCloser
+	if ready == nil {
+		p.cmd.Stdout = logFile
+	} else if out, err = p.cmd.StdoutPipe(); err != nil {
+		return nil, err
+	}
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	var line string
+	if ready != nil {
+		r := bufio.NewReader(out)
+		line, err = r.ReadString('\n')
+		if err == nil {
+			err = json.Unmarshal([]byte(line), ready)
+		}
+		go func() { _, _ = io.Copy(io.Discard, r) }() // ends when the process closes its output
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	if err != nil {
+		p.Stop()
+		return nil, fmt.Errorf("%s did not say that it is ready (%q): %w\n%s", name, line, err, p.Tail(20))
+	}
+	return p, nil
+}
+
+// PID returns the process id.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Done returns a channel that is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Signal sends a signal to the process, if it still runs.
+func (p *Process) Signal(s syscall.Signal) error {
+	select {
+	case <-p.done:
+		return nil
+	default:
+		return p.cmd.Process.Signal(s)
+	}
+}
+
+// Kill ends the process at once and waits for its end.
+func (p *Process) Kill() {
+	_ = p.Signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// Stop asks the process to end, insists after a grace period, and waits.
+func (p *Process) Stop() {
+	p.once.Do(func() {
+		_ = p.Signal(syscall.SIGTERM)
+		select {
+		case <-p.done:
+		case <-time.After(stopGrace):
+			p.Kill()
+		}
+	})
+	<-p.done
+}
+
+// Tail returns the last lines of the process's log.
+func (p *Process) Tail(lines int) string {
+	b, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	i := len(b)
+	for n := 0; i > 0; i-- {
+		if b[i-1] == '\n' {
+			if n++; n > lines {
+				break
+			}
+		}
+	}
+	return string(b[i:])
+}
+
+// wait polls check until it succeeds, the process ends or ctx does.
+func wait(ctx context.Context, p *Process, what string, check func(context.Context) error) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.Done():
+			return fmt.Errorf("%s ended before %s: %w\n%s", p.Name, what, errors.Join(p.err, err), p.Tail(20))
+		case <-ctx.Done():
+			return fmt.Errorf("%s: no %s in time: %w\n%s", p.Name, what, err, p.Tail(20))
+		case <-tick.C:
+		}
+	}
+}

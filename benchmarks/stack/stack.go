@@ -1,0 +1,230 @@
+// Package stack runs the whole product as separate processes on loopback: fake
+// engines, warmpath and a real Envoy in front of them. The demo and the
+// end-to-end tests share it.
+package stack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Config says what to run.
+type Config struct {
+	// Warmpath, Enginesim and Envoy are paths of the programs.
+	Warmpath, Enginesim, Envoy string
+	// Dir keeps configuration and logs. It must exist.
+	Dir string
+	// Engines is the number of engines.
+	Engines int
+	// EngineArgs are passed to every engine.
+	EngineArgs []string
+	// Model is the served model's name.
+	Model string
+	// Extra is appended to the warmpath configuration, for sections that the
+	// stack does not write itself (extproc, admin, envoy and pool).
+	Extra string
+	// Health is the interval of the pool's health probes; 0: the default.
+	Health time.Duration
+}
+
+// Engine is one fake engine.
+type Engine struct {
+	*Process
+	// Name is the endpoint's name in the pool.
+	Name string
+	// HTTP is its ip:port; Events and Replay its ZMQ endpoints.
+	HTTP, Events, Replay string
+}
+
+// Stack is a running product.
+type Stack struct {
+	cfg     Config
+	Engines []*Engine
+	// Router is the warmpath process, Envoy the proxy.
+	Router, Envoy *Process
+	// URL is Envoy's base URL, Admin that of warmpath, EnvoyAdmin that of
+	// Envoy's own administration.
+	URL, Admin, EnvoyAdmin string
+	config                 string
+}
+
+// Start runs everything and returns when requests can be sent. The caller must
+// Stop the stack, also after an error if the stack is not nil.
+func Start(ctx context.Context, cfg Config) (*Stack, error) {
+	s := &Stack{cfg: cfg}
+	for i := range cfg.Engines {
+		e, err := startEngine(cfg, i, nil)
+		if err != nil {
+			return s, err
+		}
+		s.Engines = append(s.Engines, e)
+	}
+	addrs, err := freeAddresses(4)
+	if err != nil {
+		return s, err
+	}
+	s.URL, s.EnvoyAdmin, s.Admin = "http://"+addrs[0], "http://"+addrs[1], "http://"+addrs[2]
+	s.config = filepath.Join(cfg.Dir, "warmpath.yaml")
+	if err := os.WriteFile(s.config, []byte(s.yaml(addrs)), 0o600); err != nil {
+		return s, err
+	}
+	if err := s.StartRouter(ctx); err != nil {
+		return s, err
+	}
+	return s, s.startEnvoy(ctx)
+}
+
+// Config returns the path of the warmpath configuration file.
+func (s *Stack) Config() string { return s.config }
+
+// RestartEngine starts a stopped engine again, empty, at its old addresses.
+func (s *Stack) RestartEngine(i int) error {
+	e, err := startEngine(s.cfg, i, s.Engines[i])
+	if err != nil {
+		return err
+	}
+	s.Engines[i] = e
+	return nil
+}
+
+func startEngine(cfg Config, i int, old *Engine) (*Engine, error) {
+	e := &Engine{Name: fmt.Sprintf("engine-%d", i), HTTP: "127.0.0.1:0", Events: "tcp://127.0.0.1:0", Replay: "tcp://127.0.0.1:0"}
+	if old != nil {
+		e.HTTP, e.Events, e.Replay = old.HTTP, old.Events, old.Replay
+	}
+	var ready struct{ HTTP, Events, Replay string }
+	args := append([]string{"--listen", e.HTTP, "--events", e.Events, "--replay", e.Replay, "--model", cfg.Model}, cfg.EngineArgs...)
+	p, err := start(e.Name, cfg.Dir, cfg.Enginesim, args, &ready)
+	if err != nil {
+		return nil, err
+	}
+	e.Process, e.HTTP, e.Events, e.Replay = p, ready.HTTP, ready.Events, ready.Replay
+	return e, nil
+}
+
+// yaml writes the configuration for addrs: Envoy, its admin, ours, ext_proc.
+func (s *Stack) yaml(addrs []string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "extproc: {listen: %q}\nadmin: {listen: %q}\nenvoy: {listen: %q, admin: %q}\npool:\n", addrs[3], addrs[2], addrs[0], addrs[1])
+	if s.cfg.Health > 0 {
+		fmt.Fprintf(&b, "  health: {interval: %s}\n", s.cfg.Health)
+	}
+	b.WriteString("  static:\n    endpoints:\n")
+	for _, e := range s.Engines {
+		fmt.Fprintf(&b, "      - {name: %s, address: %q, models: [%s], events: %q, replay: %q, metrics: \"http://%s/metrics\"}\n",
+			e.Name, e.HTTP, s.cfg.Model, e.Events, e.Replay, e.HTTP)
+	}
+	b.WriteString(s.cfg.Extra)
+	return b.String()
+}
+
+// StartRouter starts warmpath, again after it was stopped, and waits until it
+// is ready.
+func (s *Stack) StartRouter(ctx context.Context) error {
+	p, err := start("warmpath", s.cfg.Dir, s.cfg.Warmpath, []string{"serve", "--config", s.config}, nil)
+	if err != nil {
+		return err
+	}
+	s.Router = p
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return wait(ctx, p, "readiness", func(ctx context.Context) error { return get(ctx, s.Admin+"/readyz") })
+}
+
+func (s *Stack) startEnvoy(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, s.cfg.Warmpath, "envoy-config", "--config", s.config)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	bootstrap, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("warmpath envoy-config: %w: %s", err, stderr.String())
+	}
+	path := filepath.Join(s.cfg.Dir, "envoy.yaml")
+	if err := os.WriteFile(path, bootstrap, 0o600); err != nil {
+		return err
+	}
+	p, err := start("envoy", s.cfg.Dir, s.cfg.Envoy, []string{
+		"-c", path, "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning",
+	}, nil)
+	if err != nil {
+		return err
+	}
+	s.Envoy = p
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return wait(ctx, p, "route to a model", func(ctx context.Context) error {
+		return errors.Join(get(ctx, s.EnvoyAdmin+"/ready"), routed(ctx, s.URL+"/v1/models"))
+	})
+}
+
+// Stop ends every process, Envoy first.
+func (s *Stack) Stop() {
+	for _, p := range []*Process{s.Envoy, s.Router} {
+		if p != nil {
+			p.Stop()
+		}
+	}
+	for _, e := range s.Engines {
+		e.Stop()
+	}
+}
+
+// get requires a 200 from url.
+func get(ctx context.Context, url string) error {
+	_, err := request(ctx, url)
+	return err
+}
+
+// routed requires that warmpath has chosen the endpoint that answered url:
+// before Envoy has connected to it, Envoy routes by itself.
+func routed(ctx context.Context, url string) error {
+	h, err := request(ctx, url)
+	if err == nil && h.Get("x-warmpath-endpoint") == "" {
+		err = errors.New("Envoy answers, but without asking warmpath")
+	}
+	return err
+}
+
+func request(ctx context.Context, url string) (http.Header, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("GET %s: status %d: %s", url, resp.StatusCode, body)
+	}
+	return resp.Header, nil
+}
+
+// freeAddresses returns loopback addresses whose ports were free a moment ago.
+// Envoy and warmpath must know each other's port before either runs.
+func freeAddresses(n int) ([]string, error) {
+	var addrs []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // all are held until all are known, so that they differ
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs, nil
+}
