@@ -46,6 +46,8 @@ type Context struct {
 	// step from pending to target or error, and from any of them to done.
 	state    atomic.Pointer[resolution]
 	resolved chan struct{}
+	// finished is what state points to after done.
+	finished resolution
 
 	// Written by the owner of the request only.
 	held *pool.Endpoint
@@ -55,7 +57,7 @@ type Context struct {
 // NewContext returns the pending promise of a request that lives as long as
 // ctx.
 func NewContext(ctx context.Context, r Request) *Context {
-	return &Context{Context: ctx, Request: r, resolved: make(chan struct{})}
+	return &Context{Context: ctx, Request: r, resolved: make(chan struct{}), finished: resolution{done: true}}
 }
 
 // SetTarget resolves the promise with a target whose reservation on its first
@@ -138,7 +140,7 @@ func (c *Context) PrefillDone() {
 // Finish ends the request, whatever ended it, and releases what is reserved.
 // Only its first call does anything.
 func (c *Context) Finish() {
-	old := c.state.Swap(&resolution{done: true})
+	old := c.state.Swap(&c.finished)
 	switch {
 	case old == nil:
 		close(c.resolved)

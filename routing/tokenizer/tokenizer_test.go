@@ -1,0 +1,231 @@
+package tokenizer
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/warmpath/warmpath/kvindex"
+	"github.com/warmpath/warmpath/routing"
+	"github.com/warmpath/warmpath/routing/pool"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// server is a tokenizer that answers with fixed bytes and keeps the last body.
+type server struct {
+	*httptest.Server
+	asked atomic.Int32
+	last  atomic.Pointer[string]
+}
+
+func newServer(t *testing.T, status int, answer string) *server {
+	s := &server{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		text := r.URL.Path + " " + r.Header.Get("Content-Type") + " " + string(body)
+		s.last.Store(&text)
+		s.asked.Add(1)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, answer)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func newClient(t *testing.T, change func(*Config)) *Client {
+	t.Helper()
+	cfg := DefaultConfig()
+	cfg.Budget, cfg.Attempt = 30*time.Second, 20*time.Second
+	change(&cfg)
+	hc := &http.Client{Transport: &http.Transport{}}
+	t.Cleanup(hc.CloseIdleConnections)
+	c, err := New(cfg, hc, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func text(s string) *routing.Request {
+	return &routing.Request{Model: "m", Prompt: routing.Prompt{Kind: routing.PromptText, Text: s}}
+}
+
+func TestTokenize_AsksTheServingEngines(t *testing.T) {
+	s := newServer(t, 200, `{"count":3,"max_model_len":4096,"tokens":[1,22, 4294967295],"token_strs":null}`)
+	c := newClient(t, func(*Config) {})
+	serving := []*pool.Endpoint{{Spec: pool.Spec{Address: strings.TrimPrefix(s.URL, "http://")}}}
+	got, err := c.Tokenize(t.Context(), text(`say "hi"`), serving)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]kvindex.TokenID{1, 22, 4294967295}, got); diff != "" {
+		t.Errorf("tokens (-want +got):\n%s", diff)
+	}
+	if want := `/tokenize application/json {"model":"m","prompt":"say \"hi\""}`; *s.last.Load() != want {
+		t.Errorf("the server was asked %s, want %s", *s.last.Load(), want)
+	}
+}
+
+func TestTokenize_FailsOver(t *testing.T) {
+	bad := newServer(t, 500, "")
+	lies := newServer(t, 200, `{"count":5,"tokens":[1,2]}`)
+	good := newServer(t, 200, `{"count":2,"tokens":[1,2]}`)
+	c := newClient(t, func(cfg *Config) { cfg.Endpoints = []string{bad.URL, lies.URL + "/", good.URL} })
+	for range 3 { // every server is first once
+		got, err := c.Tokenize(t.Context(), text("x"), nil)
+		if err != nil || len(got) != 2 {
+			t.Fatalf("Tokenize = %v, %v; want two tokens", got, err)
+		}
+	}
+	if bad.asked.Load() == 0 || lies.asked.Load() == 0 || good.asked.Load() != 3 {
+		t.Errorf("asked %d, %d, %d times; want the good one three times and the others too", bad.asked.Load(), lies.asked.Load(), good.asked.Load())
+	}
+}
+
+func TestTokenize_Reasons(t *testing.T) {
+	hang := make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hang }))
+	t.Cleanup(slow.Close)
+	t.Cleanup(func() { close(hang) })
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	refuses := newServer(t, 400, `{"error":{}}`)
+	never := newServer(t, 200, `{"count":1,"tokens":[1]}`)
+	huge := newServer(t, 200, `{"count":1,"tokens":[1],"x":"`+strings.Repeat("x", 4096)+`"}`)
+	tests := []struct {
+		name   string
+		change func(*Config)
+		want   routing.Reason
+	}{
+		{"nobody to ask", func(*Config) {}, routing.ReasonTokenizerDown},
+		{"connection refused", func(c *Config) { c.Endpoints = []string{gone.URL} }, routing.ReasonTokenizerDown},
+		{"hangs", func(c *Config) { c.Endpoints = []string{slow.URL}; c.Budget = 20 * time.Millisecond }, routing.ReasonTokenizerTimeout},
+		{"one attempt hangs", func(c *Config) { c.Endpoints = []string{slow.URL}; c.Attempt = 20 * time.Millisecond }, routing.ReasonTokenizerTimeout},
+		{"refused, and not asked elsewhere", func(c *Config) { c.Endpoints = []string{never.URL, refuses.URL} }, routing.ReasonTokenizerRefused},
+		{"too large", func(c *Config) { c.Endpoints = []string{huge.URL}; c.MaxResponseBytes = 1024 }, routing.ReasonTokenizerDown},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := newClient(t, tt.change)
+			if _, err := c.Tokenize(t.Context(), text("x"), nil); err == nil || err.Reason != tt.want {
+				t.Errorf("Tokenize: %v, want %v", err, tt.want)
+			}
+		})
+	}
+	if n := never.asked.Load(); n != 0 {
+		t.Errorf("a prompt that one server refused was sent to another %d times", n)
+	}
+}
+
+func TestAppendBody_ForwardsWhatShapesThePrompt(t *testing.T) {
+	no, yes := false, true
+	tests := []struct {
+		name string
+		req  routing.Request
+		want string
+	}{
+		{"chat", routing.Request{Model: "m", Prompt: routing.Prompt{Kind: routing.PromptChat, Messages: []byte(`[{"role":"user"}]`)}}, `{"model":"m","messages":[{"role":"user"}]}`},
+		{"everything", routing.Request{Model: `q"`, Prompt: routing.Prompt{
+			Kind: routing.PromptChat, Messages: []byte(`[]`), Tools: []byte(`[1]`), TemplateKwargs: []byte(`{"a":1}`),
+			AddGenerationPrompt: &no, ContinueFinalMessage: &yes, AddSpecialTokens: &yes, Salt: "secret",
+		}}, `{"model":"q\"","messages":[],"tools":[1],"chat_template_kwargs":{"a":1},"add_generation_prompt":false,"continue_final_message":true,"add_special_tokens":true}`},
+		{"text without special tokens", routing.Request{Prompt: routing.Prompt{Kind: routing.PromptText, Text: "a\nb", AddSpecialTokens: &no}}, `{"prompt":"a\nb","add_special_tokens":false}`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := appendBody(nil, &tt.req)
+			if string(got) != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			if !json.Valid(got) {
+				t.Error("the body is not JSON")
+			}
+		})
+	}
+}
+
+func TestParseAnswer_RefusesNonsense(t *testing.T) {
+	for _, answer := range []string{
+		``, `{`, `[]`, `null`, `{"count":1}`, `{"tokens":null,"count":0}`, `{"tokens":[1.5],"count":1}`, `{"tokens":[-1],"count":1}`,
+		`{"tokens":["1"],"count":1}`, `{"tokens":[[1]],"count":1}`, `{"tokens":[4294967296],"count":1}`, `{"tokens":[1],"count":2}`, `{"tokens":[1,2`,
+		`{"tokens":[true],"count":1}`, `{"tokens":[1e3],"count":1}`,
+	} {
+		if got, err := parseAnswer([]byte(answer)); err == nil {
+			t.Errorf("parseAnswer(%s) = %v, want an error", answer, got)
+		}
+	}
+}
+
+// The loop over the ids agrees with encoding/json wherever it accepts.
+func FuzzParseAnswer(f *testing.F) {
+	for _, seed := range []string{`{"count":2,"tokens":[1,2]}`, `{"tokens":[],"count":0}`, `{"tokens":[ 7 , 8 ]}`, `{"count":-1,"tokens":[0]}`, `{"tokens":[1],"tokens":[2]}`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		got, err := parseAnswer(answer)
+		if err != nil {
+			return
+		}
+		var want struct {
+			Tokens []kvindex.TokenID `json:"tokens"`
+		}
+		dec := json.NewDecoder(strings.NewReader(firstKeys(answer)))
+		if err := dec.Decode(&want); err != nil {
+			t.Fatalf("accepted %q, which encoding/json refuses: %v", answer, err)
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want.Tokens) {
+			t.Fatalf("parseAnswer(%q) = %v, encoding/json says %v", answer, got, want.Tokens)
+		}
+	})
+}
+
+// firstKeys rewrites an object so that of equal keys the first counts, as in
+// gjson; encoding/json takes the last one, and ignores case.
+func firstKeys(answer []byte) string {
+	dec := json.NewDecoder(strings.NewReader(string(answer)))
+	if _, err := dec.Token(); err != nil {
+		return string(answer)
+	}
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return string(answer)
+		}
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return string(answer)
+		}
+		if key == "tokens" {
+			return `{"tokens":` + string(value) + `}`
+		}
+	}
+	return `{}`
+}
+
+func TestConfig_Validate(t *testing.T) {
+	if err := DefaultConfig().Validate(); err != nil {
+		t.Errorf("the default is not valid: %v", err)
+	}
+	bad := Config{Endpoints: []string{"h:80", "http://h/tokenize", "http://ok"}}
+	want := strings.TrimSpace(`
+endpoints[0]: "h:80" is not an http URL; use for example http://10.0.0.7:8000
+endpoints[1]: "http://h/tokenize" has a path or a query; give the server's base URL, /tokenize is added
+budget: 0s is not positive; use for example 500ms, or disabled: true
+attempt: 0s is not positive; use for example 300ms
+max_response_bytes: 0 is too small for any answer; use 1024 or more`)
+	if err := bad.Validate(); err == nil || err.Error() != want {
+		t.Errorf("Validate:\n%v\nwant\n%s", err, want)
+	}
+}
