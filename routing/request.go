@@ -58,6 +58,8 @@ type Request struct {
 	Prompt   Prompt
 	// User is the user header's value, empty if there is none.
 	User string
+	// Session is the x-session-id header's value, empty if there is none.
+	Session string
 	// Subset restricts the candidates to these ip:port. nil: no restriction;
 	// empty but not nil: nothing is allowed.
 	Subset []string
