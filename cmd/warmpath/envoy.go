@@ -1,0 +1,165 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/warmpath/warmpath/deploy/envoy"
+	"github.com/warmpath/warmpath/routing/pool"
+)
+
+// EnvoyConfig is what the bootstrap that envoy-config writes says about Envoy
+// itself. It changes nothing in this process.
+type EnvoyConfig struct {
+	Listen string `yaml:"listen" help:"ip:port where Envoy takes requests"`
+	Admin  string `yaml:"admin" help:"ip:port of Envoy's admin page"`
+	// Router is host:port or unix:PATH. Empty: extproc.listen, over loopback if
+	// that is a wildcard.
+	Router string `yaml:"router" help:"host:port or unix:PATH where Envoy reaches the router; empty: extproc.listen, over loopback if that is a wildcard"`
+	// MessageTimeout is how long Envoy waits for one answer of the router. 0:
+	// the longest decision and a second.
+	MessageTimeout time.Duration `yaml:"message_timeout" help:"how long Envoy waits for one answer of the router; 0s: its decision deadline and 1s"`
+}
+
+// DefaultEnvoyConfig returns the section where nothing is set.
+func DefaultEnvoyConfig() EnvoyConfig {
+	return EnvoyConfig{Listen: "127.0.0.1:8080", Admin: "127.0.0.1:9901"}
+}
+
+// Validate reports every fault of c.
+func (c EnvoyConfig) Validate() error {
+	errs := []error{validateListen("listen", c.Listen), validateListen("admin", c.Admin)}
+	if c.Router != "" {
+		if _, err := envoyAddress(c.Router); err != nil {
+			errs = append(errs, fmt.Errorf("router: %w", err))
+		}
+	}
+	if c.MessageTimeout < 0 {
+		errs = append(errs, fmt.Errorf("message_timeout: %s is negative; use 0s for the default", c.MessageTimeout))
+	}
+	return errors.Join(errs...)
+}
+
+// routingHeaders are the request headers that choose an endpoint, or say who
+// chose it, for Envoy or for an engine. A client's copies of them are removed
+// before anything reads them.
+func routingHeaders() []string {
+	return []string{
+		"x-gateway-destination-endpoint",
+		"x-gateway-destination-endpoint-served",
+		"target-pod",
+		"x-data-parallel-rank",
+		"x-warmpath-endpoint",
+		"x-warmpath-strategy",
+		"x-warmpath-matched-tokens",
+		"x-warmpath-reason",
+	}
+}
+
+// bootstrap is the data of the template.
+type bootstrap struct {
+	Listen, Admin, Router         string
+	MessageTimeout                time.Duration
+	BufferLimitBytes              int
+	Retries                       int
+	RemoveHeaders                 []string
+	HealthPath                    string
+	HealthInterval, HealthTimeout time.Duration
+	Engines                       []pool.Spec
+}
+
+// envoyBootstrap returns the Envoy bootstrap for the static pool of cfg, which
+// must be valid.
+func envoyBootstrap(cfg Config) ([]byte, error) {
+	b := bootstrap{
+		Listen:           cfg.Envoy.Listen,
+		Admin:            cfg.Envoy.Admin,
+		Router:           cfg.routerAddress(),
+		MessageTimeout:   cfg.messageTimeout(),
+		BufferLimitBytes: cfg.ExtProc.MaxBodyBytes,
+		Retries:          max(1, cfg.Routing.Fallbacks),
+		RemoveHeaders:    routingHeaders(),
+		HealthPath:       cfg.Pool.Health.Path,
+		HealthInterval:   cfg.Pool.Health.Interval,
+		HealthTimeout:    cfg.Pool.Health.Timeout,
+		Engines:          cfg.Pool.Static.Endpoints,
+	}
+	for _, a := range [...]struct{ field, value string }{
+		{"extproc.listen", b.Router}, {"envoy.listen", b.Listen}, {"envoy.admin", b.Admin},
+	} {
+		if _, err := envoyAddress(a.value); err != nil {
+			return nil, fmt.Errorf("%s: %w", a.field, err)
+		}
+	}
+	t, err := template.New("bootstrap.yaml").Option("missingkey=error").Funcs(template.FuncMap{
+		"address": envoyAddress,
+		"quote":   quote,
+		"seconds": func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + "s" },
+		"isName":  isName,
+	}).Parse(envoy.Bootstrap)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	if err := t.Execute(&out, b); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// routerAddress returns where Envoy finds the ext_proc server.
+func (c Config) routerAddress() string {
+	if c.Envoy.Router != "" {
+		return c.Envoy.Router
+	}
+	ap := listenAddrPort(c.ExtProc.Listen)
+	if !ap.Addr().IsUnspecified() {
+		return c.ExtProc.Listen
+	}
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if ap.Addr().Is6() {
+		loopback = netip.IPv6Loopback()
+	}
+	return netip.AddrPortFrom(loopback, ap.Port()).String()
+}
+
+const unixPrefix = "unix:"
+
+// isName tells whether address, which is valid, needs a name to be looked up.
+func isName(address string) bool {
+	_, err := netip.ParseAddrPort(address)
+	return err != nil && !strings.HasPrefix(address, unixPrefix)
+}
+
+// envoyAddress returns address, host:port or unix:PATH, as an Envoy address
+// (config.core.v3.Address) in YAML's flow style.
+func envoyAddress(address string) (string, error) {
+	if path, ok := strings.CutPrefix(address, unixPrefix); ok {
+		p, err := quote(path)
+		return "{pipe: {path: " + p + "}}", err
+	}
+	host, text, err := net.SplitHostPort(address)
+	if err != nil || host == "" || strings.ContainsAny(host, " /") {
+		return "", fmt.Errorf("%q is not host:port; use for example 127.0.0.1:9002", address)
+	}
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || port == 0 {
+		return "", fmt.Errorf("%q has no port from 1 to 65535, which Envoy needs; use for example %s", address, net.JoinHostPort(host, "9002"))
+	}
+	h, err := quote(host)
+	return fmt.Sprintf("{socket_address: {address: %s, port_value: %d}}", h, port), err
+}
+
+// quote returns s as a JSON string, which is a YAML string too.
+func quote(s string) (string, error) {
+	b, err := json.Marshal(s)
+	return string(b), err
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+)
+
+// help returns the setting's description, from its help tag or, where the
+// package that declares it has none, from helpTexts.
+func (s setting) help() string {
+	if s.Help != "" {
+		return s.Help
+	}
+	return helpTexts()[s.Key]
+}
+
+// isBool tells whether the setting is a boolean.
+func (s setting) isBool() bool { return s.Value.Kind() == reflect.Bool }
+
+// text returns the setting's value as it is written in the file, on one line.
+func (s setting) text() string {
+	switch v := s.Value.Interface().(type) {
+	case time.Duration:
+		return v.String()
+	case fmt.Stringer:
+		return v.String()
+	}
+	switch s.Value.Kind() {
+	case reflect.Slice:
+		words := make([]string, s.Value.Len())
+		for i := range words {
+			words[i] = fmt.Sprint(s.Value.Index(i))
+		}
+		return "[" + strings.Join(words, ", ") + "]"
+	case reflect.Map:
+		return "{}"
+	case reflect.String:
+		if s.Value.Len() == 0 {
+			return `""`
+		}
+	}
+	return fmt.Sprint(s.Value)
+}
+
+// configReference returns a Markdown table of every setting.
+func configReference() string {
+	var b strings.Builder
+	b.WriteString("| key | default | what |\n| --- | --- | --- |\n")
+	cfg := DefaultConfig()
+	for _, s := range settings(&cfg) {
+		def := "`" + s.text() + "`"
+		if strings.Contains(s.Key, "[]") && s.Value.IsZero() {
+			def = ""
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", s.Key, def, strings.ReplaceAll(s.help(), "|", `\|`))
+	}
+	return b.String()
+}
+
+// helpTexts describes settings whose packages keep no help tags.
+func helpTexts() map[string]string {
+	return map[string]string{
+		"extproc.listen":                   "host:port of the ext_proc server, or unix:PATH",
+		"extproc.decision_timeout":         "time for a decision, from the last byte of the request to the reply",
+		"extproc.max_body_bytes":           "largest request body, also after unpacking; larger ones get 413",
+		"extproc.response_headers":         "add x-warmpath-* headers, which say what was decided, to answers",
+		"extproc.drain_delay":              "on termination, time in which new requests are still decided while health checks already fail",
+		"extproc.drain_timeout":            "on termination, time for running requests after that",
+		"pool.static.endpoints[].name":     "unique name, for logs and metrics",
+		"pool.static.endpoints[].address":  "ip:port of the engine's HTTP server, no host name; IPv6 in brackets",
+		"pool.static.endpoints[].models":   "names of the base model, its id first; empty: learned from the engine's /v1/models",
+		"pool.static.endpoints[].adapters": "LoRA adapters of that base model",
+		"pool.static.endpoints[].events":   "ZMQ endpoint of the engine's KV events, tcp://HOST:PORT; empty: none",
+		"pool.static.endpoints[].replay":   "ZMQ endpoint of its replay socket, tcp://HOST:PORT; empty: none",
+		"pool.static.endpoints[].metrics":  "URL of its Prometheus metrics; empty: none",
+		"pool.static.endpoints[].labels":   "free-form labels",
+		"pool.health.path":                 "requested on every endpoint; 200 means ready",
+		"pool.health.interval":             "time between two probes of an endpoint, jittered by a tenth",
+		"pool.health.timeout":              "time for one probe",
+		"index.max_blocks":                 "bound on the blocks held by all publishers together; 0: the default",
+	}
+}
