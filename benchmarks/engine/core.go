@@ -179,9 +179,10 @@ type Core struct {
 	running []*sequence
 	waiting []*sequence
 	// step is the set of sequences scheduled in the step in flight.
-	step   []*sequence
-	work   work
-	flight time.Duration // 0: no step in flight
+	step     []*sequence
+	work     work
+	inFlight bool
+	hits     []int32 // scratch of match
 
 	// pending are the events of the next batch.
 	pending []Event
@@ -286,7 +287,7 @@ func (c *Core) Reset() bool {
 func (c *Core) PendingEvents() int { return len(c.pending) }
 
 // InFlight says whether a step was begun and not ended.
-func (c *Core) InFlight() bool { return c.flight > 0 }
+func (c *Core) InFlight() bool { return c.inFlight }
 
 // Stats returns gauges as of now and counters since the start.
 func (c *Core) Stats() Stats {

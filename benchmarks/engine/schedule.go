@@ -17,7 +17,7 @@ import (
 // throws the latest admitted one back to the queue, to be recomputed; in such
 // a step nothing is admitted.
 func (c *Core) Begin(now time.Time) (time.Duration, bool) {
-	if c.InFlight() {
+	if c.inFlight {
 		panic("engine: Begin while a step is in flight")
 	}
 	c.result = StepResult{Emitted: c.result.Emitted[:0], Finished: c.result.Finished[:0]}
@@ -48,23 +48,27 @@ func (c *Core) Begin(now time.Time) (time.Duration, bool) {
 	if len(c.step) == 0 {
 		return 0, false
 	}
-	c.flight = c.cfg.Profile.duration(c.work)
-	return c.flight, true
+	c.inFlight = true
+	c.result.Duration = c.cfg.Profile.duration(c.work)
+	return c.result.Duration, true
 }
 
 // grant schedules as much of a running sequence as the budget allows.
 func (c *Core) grant(s *sequence, budget *int) {
-	n := min(s.remaining(), *budget)
-	need := c.blocksFor(s.computed+n) - len(s.blocks)
-	for need > c.pool.free {
+	for {
+		n := min(s.remaining(), *budget)
+		need := c.blocksFor(s.computed+n) - len(s.blocks)
+		if need <= c.pool.free {
+			c.allocate(s, need)
+			c.schedule(s, n, budget)
+			return
+		}
 		victim := c.running[len(c.running)-1]
 		*budget += c.preempt(victim)
 		if victim == s {
 			return
 		}
 	}
-	c.allocate(s, need)
-	c.schedule(s, n, budget)
 }
 
 // admit moves waiting sequences to running, strictly in order: the first that
@@ -101,8 +105,9 @@ func (c *Core) admit(now time.Time, budget *int) {
 // match finds the longest cached prefix. The last token is always computed,
 // for its output is needed: of a prompt that is a whole number of blocks and
 // fully cached, the last block is computed again. idle counts the hits without
-// references. The result is only valid until the pool changes.
+// references. The result is valid until the next call or change of the pool.
 func (c *Core) match(s *sequence) (hits []int32, idle int) {
+	hits = c.hits[:0]
 	limit := (len(s.tokens) - 1) / c.cfg.BlockSize
 	c.extendDigests(s, limit)
 	for _, d := range s.digests[:limit] {
@@ -115,6 +120,7 @@ func (c *Core) match(s *sequence) (hits []int32, idle int) {
 		}
 		hits = append(hits, id)
 	}
+	c.hits = hits
 	return hits, idle
 }
 
@@ -171,13 +177,12 @@ func (c *Core) preempt(s *sequence) (budget int) {
 // End finishes the step in flight: computed blocks become visible, sequences
 // that are up to date sample a token, finished ones free their blocks.
 func (c *Core) End(now time.Time) StepResult {
-	if !c.InFlight() {
+	if !c.inFlight {
 		panic("engine: End without a step in flight")
 	}
 	r := &c.result
-	r.Duration = c.flight
 	r.PrefillTokens, r.DecodeTokens = c.work.prefillTokens, c.work.decodes
-	c.flight = 0
+	c.inFlight = false
 	c.stats.Steps++
 	c.stats.ComputedTokens += uint64(c.work.prefillTokens + c.work.decodes)
 

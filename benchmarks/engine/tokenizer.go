@@ -176,7 +176,7 @@ func classOf(b byte) byteClass {
 }
 
 // pieceLen returns the length of the first piece of a non-empty text: a run
-// of one class, bounded. A word takes one space before it. '<' begins a piece,
+// of one class, bounded. A word takes one space or tab before it. '<' begins a piece,
 // since it may begin a special token.
 func pieceLen(text string) int {
 	class := classOf(text[0])
@@ -191,7 +191,7 @@ func pieceLen(text string) int {
 		return run(text, 0, class, 3)
 	}
 	n := run(text, 0, class, 8)
-	if n == len(text) || text[n-1] != ' ' || classOf(text[n]) != classWord {
+	if n == len(text) || classOf(text[n]) != classWord {
 		return n
 	}
 	if n > 1 {
