@@ -308,7 +308,7 @@ func TestPreemptedGoFirst(t *testing.T) {
 	for r.core.Stats().Preemptions == 0 {
 		r.step()
 	}
-	late := r.submit(sequential(200, 1), 1)
+	late := r.submit(sequential(200, 7), 8)
 	_, finished := r.drain()
 	if finished[1].ID != preempted || finished[2].ID != late {
 		t.Errorf("finished %+v, want %d before %d", finished, preempted, late)
