@@ -29,7 +29,7 @@ build: ## build bin/warmpath and bin/enginesim
 
 .PHONY: demo
 demo: build envoy ## three engines, a real Envoy, three strategies, one table (KEEP=1 leaves it running)
-	KEEP='$(KEEP)' $(GO) run ./benchmarks demo --warmpath bin/warmpath --enginesim bin/enginesim --envoy '$(ENVOY)'
+	$(GO) run ./benchmarks demo $(if $(KEEP),--keep) --warmpath bin/warmpath --enginesim bin/enginesim --envoy '$(ENVOY)'
 
 # Allocation tests mean something only without the race detector; races are
 # found only with it, and it needs a C compiler.
