@@ -15,16 +15,13 @@ type reader struct {
 	set    map[kvindex.EngineHash]bool // set semantics: a removal ends it
 	count  map[kvindex.EngineHash]int  // stored minus removed
 	prefix map[kvindex.EngineHash][]kvindex.TokenID
-	// doubled has the hashes that ever had more than one copy.
-	doubled map[kvindex.EngineHash]bool
 }
 
 func newReader() *reader {
 	return &reader{
-		set:     make(map[kvindex.EngineHash]bool),
-		count:   make(map[kvindex.EngineHash]int),
-		prefix:  make(map[kvindex.EngineHash][]kvindex.TokenID),
-		doubled: make(map[kvindex.EngineHash]bool),
+		set:    make(map[kvindex.EngineHash]bool),
+		count:  make(map[kvindex.EngineHash]int),
+		prefix: make(map[kvindex.EngineHash][]kvindex.TokenID),
 	}
 }
 
@@ -66,9 +63,7 @@ func (r *reader) store(t *rapid.T, e BlockStored) {
 		}
 		r.prefix[h] = prefix
 		r.set[h] = true
-		if r.count[h]++; r.count[h] > 1 {
-			r.doubled[h] = true
-		}
+		r.count[h]++
 	}
 }
 
@@ -80,8 +75,8 @@ func (r *reader) agree(t *rapid.T, c *Core) {
 		if r.count[h.Hash] != h.Copies {
 			t.Fatalf("block %d: %d copies by the events, %d in the pool", h.Hash, r.count[h.Hash], h.Copies)
 		}
-		if !r.set[h.Hash] && !r.doubled[h.Hash] {
-			t.Fatalf("block %d is held, had one copy, and the events do not say so", h.Hash)
+		if r.set[h.Hash] == h.CopyRemoved {
+			t.Fatalf("block %d is held, with a copy removed: %t; by the names in the events it is held: %t", h.Hash, h.CopyRemoved, r.set[h.Hash])
 		}
 		prefix := h.AppendPrefix(nil)
 		if !slices.Equal(prefix, r.prefix[h.Hash]) {

@@ -16,6 +16,9 @@ type HeldBlock struct {
 	Adapter, Salt string
 	// Copies is the number of physical blocks with this content, at least 1.
 	Copies int
+	// CopyRemoved: the last event about this content announced the removal of
+	// one of several copies. Who counts names and not copies takes it for gone.
+	CopyRemoved bool
 
 	node *node
 }
@@ -56,12 +59,14 @@ func (c *Core) Held() []HeldBlock {
 		for at := id; at != noBlock; at = c.pool.blocks[at].sibling {
 			copies++
 		}
+		_, halved := c.pool.halved[n.digest]
 		held = append(held, HeldBlock{
-			Hash:    n.digest.Wire(),
-			Adapter: n.scope.adapter,
-			Salt:    n.scope.salt,
-			Copies:  copies,
-			node:    n,
+			Hash:        n.digest.Wire(),
+			Adapter:     n.scope.adapter,
+			Salt:        n.scope.salt,
+			Copies:      copies,
+			CopyRemoved: halved,
+			node:        n,
 		})
 	}
 	slices.SortFunc(held, func(a, b HeldBlock) int { return cmp.Compare(a.Hash, b.Hash) })

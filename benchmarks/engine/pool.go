@@ -47,12 +47,16 @@ type blockPool struct {
 	blocks []block // the last element is the free list's sentinel
 	free   int
 	cached map[Digest]int32 // first copy
+	// halved has the contents of which a copy was removed, and none stored
+	// since, while another one stayed: the removal's event does not tell.
+	halved map[Digest]struct{}
 }
 
 func newBlockPool(capacity int) *blockPool {
 	p := &blockPool{
 		blocks: make([]block, capacity+1),
 		cached: make(map[Digest]int32),
+		halved: make(map[Digest]struct{}),
 	}
 	s := p.sentinel()
 	p.blocks[s].prev, p.blocks[s].next = s, s
@@ -107,6 +111,7 @@ func (p *blockPool) take() (id int32, evicted *node) {
 func (p *blockPool) publish(id int32, n *node) {
 	p.blocks[id].node = n
 	p.blocks[id].sibling = noBlock
+	delete(p.halved, n.digest)
 	at, ok := p.cached[n.digest]
 	if !ok {
 		p.cached[n.digest] = id
@@ -137,6 +142,7 @@ func (p *blockPool) reset() bool {
 		return false
 	}
 	clear(p.cached)
+	clear(p.halved)
 	for i := range p.capacity() {
 		p.blocks[i].node = nil
 		p.blocks[i].sibling = noBlock
@@ -149,6 +155,7 @@ func (p *blockPool) forget(id int32) {
 	b := &p.blocks[id]
 	d := b.node.digest
 	first := p.cached[d]
+	p.halved[d] = struct{}{}
 	switch {
 	case first != id:
 		at := first
@@ -160,6 +167,7 @@ func (p *blockPool) forget(id int32) {
 		p.cached[d] = b.sibling
 	default:
 		delete(p.cached, d)
+		delete(p.halved, d)
 	}
 	b.node = nil
 	b.sibling = noBlock

@@ -134,6 +134,9 @@ type heldBlock struct {
 	LoRA   string            `json:"lora"`
 	Salt   string            `json:"salt"`
 	Copies int               `json:"copies"`
+	// CopyRemoved: the last event about the block announced the removal of one
+	// of several copies.
+	CopyRemoved bool `json:"copy_removed"`
 }
 
 // poolTruth is the answer of /debug/pool.
@@ -162,11 +165,12 @@ func (s *Server) debugPool(w http.ResponseWriter, r *http.Request) {
 		truth.Running, truth.Waiting = stats.Running, stats.Waiting
 		for _, h := range s.core.Held() {
 			truth.Blocks = append(truth.Blocks, heldBlock{
-				Hash:   strconv.FormatUint(uint64(h.Hash), 10),
-				Tokens: h.AppendPrefix(nil),
-				LoRA:   h.Adapter,
-				Salt:   h.Salt,
-				Copies: h.Copies,
+				Hash:        strconv.FormatUint(uint64(h.Hash), 10),
+				Tokens:      h.AppendPrefix(nil),
+				LoRA:        h.Adapter,
+				Salt:        h.Salt,
+				Copies:      h.Copies,
+				CopyRemoved: h.CopyRemoved,
 			})
 		}
 	})
