@@ -1,0 +1,72 @@
+package extproc
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+)
+
+// Config is the configuration of the server that Envoy talks to.
+type Config struct {
+	// Listen is host:port, or unix:PATH of a socket.
+	Listen string `yaml:"listen"`
+	// DecisionTimeout bounds a decision, from the last byte of the request to
+	// the reply. Envoy's message_timeout must be longer.
+	DecisionTimeout time.Duration `yaml:"decision_timeout"`
+	// MaxBodyBytes bounds a request's body, also after unpacking; a larger one
+	// is answered with 413. Envoy's own buffer limit must not be larger.
+	MaxBodyBytes int `yaml:"max_body_bytes"`
+	// ResponseHeaders adds x-warmpath-* headers to answers, which say what was
+	// decided and why.
+	ResponseHeaders bool `yaml:"response_headers"`
+	// DrainDelay is for how long new requests are still served after the end of
+	// the process was asked for, so that Envoy's health checks notice first.
+	DrainDelay time.Duration `yaml:"drain_delay"`
+	// DrainTimeout bounds how long requests may then go on before their streams
+	// are closed, which does not hurt the requests.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Listen:          "127.0.0.1:9002",
+		DecisionTimeout: 2 * time.Second,
+		MaxBodyBytes:    32 << 20,
+		ResponseHeaders: true,
+		DrainDelay:      2 * time.Second,
+		DrainTimeout:    30 * time.Second,
+	}
+}
+
+// maxBody keeps a message, which has the body and its framing, below the
+// 2 GiB that gRPC can carry.
+const maxBody = 1 << 30
+
+// Validate reports every fault of c, one an error, each starting with the
+// field's path below "extproc".
+func (c Config) Validate() error {
+	var errs []error
+	if path, ok := strings.CutPrefix(c.Listen, "unix:"); ok {
+		if path == "" {
+			errs = append(errs, fmt.Errorf("listen: %q has no path; use for example unix:/run/warmpath.sock", c.Listen))
+		}
+	} else if _, port, err := net.SplitHostPort(c.Listen); err != nil || port == "" {
+		errs = append(errs, fmt.Errorf("listen: %q is not host:port; use for example 127.0.0.1:9002, or unix:PATH", c.Listen))
+	}
+	if c.DecisionTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("decision_timeout: %s is not positive; use for example 2s", c.DecisionTimeout))
+	}
+	if c.MaxBodyBytes <= 0 || c.MaxBodyBytes > maxBody {
+		errs = append(errs, fmt.Errorf("max_body_bytes: %d is out of range; use 1 to %d", c.MaxBodyBytes, maxBody))
+	}
+	if c.DrainDelay < 0 {
+		errs = append(errs, fmt.Errorf("drain_delay: %s is negative; use 0s or more", c.DrainDelay))
+	}
+	if c.DrainTimeout < 0 {
+		errs = append(errs, fmt.Errorf("drain_timeout: %s is negative; use 0s or more", c.DrainTimeout))
+	}
+	return errors.Join(errs...)
+}

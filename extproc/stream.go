@@ -1,0 +1,333 @@
+package extproc
+
+import (
+	"context"
+	"time"
+
+	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+
+	"github.com/warmpath/warmpath/routing"
+)
+
+// phase is how far a request has come. See the package documentation for the
+// steps between phases.
+type phase uint8
+
+const (
+	// phaseStart: nothing of the request has been seen.
+	phaseStart phase = iota
+	// phaseBody: the headers have been seen, the decision waits for the body.
+	phaseBody
+	// phaseDeciding: the promise is made and not resolved.
+	phaseDeciding
+	// phaseRouted: the request has been sent on its way.
+	phaseRouted
+	// phaseAnswered: the headers of the answer have been seen.
+	phaseAnswered
+	// phaseClosed: refused, or ended. Nothing is replied any more.
+	phaseClosed
+)
+
+// awaited is which reply a decision goes into.
+type awaited uint8
+
+const (
+	inHeaders awaited = iota
+	inBody
+	// inTrailers: a request with trailers and no body. Headers cannot be
+	// changed any more, so only the metadata tells the proxy.
+	inTrailers
+	// inDuplex: the withheld headers, and the body after them.
+	inDuplex
+)
+
+// stream is the state machine of one HTTP request. It gets Envoy's messages
+// and decisions, and says what to reply; it does no I/O and reads no clock. It
+// is not safe for concurrent use.
+//
+// A body is kept, uncopied, as Envoy's message brought it; it is never written
+// to or used again, so what a request borrows from it stays valid for as long
+// as it is referenced.
+type stream struct {
+	cfg       *Config
+	snapshots Snapshots
+	metrics   *metrics
+	// ctx ends with the stream.
+	ctx context.Context
+
+	phase phase
+	reply awaited
+	head  head
+	// allow restricts the candidates, see [subset].
+	allow                     []string
+	modesKnown                bool
+	requestMode, responseMode modev3.ProcessingMode_BodySendMode
+	// body is what FULL_DUPLEX_STREAMED has brought so far; trailers says that
+	// trailers ended it.
+	body     []byte
+	trailers bool
+
+	promise *routing.Context
+	target  routing.Target
+	// out is what to send. The caller takes it after each step.
+	out []*extprocv3.ProcessingResponse
+}
+
+// receive takes one message. If it reports true, the caller must have
+// s.promise resolved and hand the result to [stream.decided].
+func (s *stream) receive(req *extprocv3.ProcessingRequest, now time.Time) bool {
+	if req.GetObservabilityMode() {
+		// Envoy takes no reply, so there is nothing to decide.
+		s.metrics.message(kindObserved)
+		return false
+	}
+	if c := req.GetProtocolConfig(); c != nil {
+		s.modesKnown, s.requestMode, s.responseMode = true, c.GetRequestBodyMode(), c.GetResponseBodyMode()
+	}
+	switch m := req.GetRequest().(type) {
+	case *extprocv3.ProcessingRequest_RequestHeaders:
+		s.metrics.message(kindRequestHeaders)
+		return s.requestHeaders(req, m.RequestHeaders, now)
+	case *extprocv3.ProcessingRequest_RequestBody:
+		s.metrics.message(kindRequestBody)
+		return s.requestBody(m.RequestBody, now)
+	case *extprocv3.ProcessingRequest_RequestTrailers:
+		s.metrics.message(kindRequestTrailers)
+		return s.requestTrailers(now)
+	case *extprocv3.ProcessingRequest_ResponseHeaders:
+		s.metrics.message(kindResponseHeaders)
+		s.responseHeaders(req, m.ResponseHeaders)
+	case *extprocv3.ProcessingRequest_ResponseBody:
+		s.metrics.message(kindResponseBody)
+		s.responseBody(m.ResponseBody)
+	case *extprocv3.ProcessingRequest_ResponseTrailers:
+		s.metrics.message(kindResponseTrailers)
+		if s.phase != phaseClosed {
+			s.send(responseTrailers())
+		}
+	default:
+		// A kind of message newer than this program, or none.
+		s.metrics.message(kindUnknown)
+	}
+	return false
+}
+
+func (s *stream) send(r *extprocv3.ProcessingResponse) { s.out = append(s.out, r) }
+
+// take returns what to send and forgets it.
+func (s *stream) take() []*extprocv3.ProcessingResponse {
+	out := s.out
+	s.out = nil
+	return out
+}
+
+func (s *stream) duplex() bool {
+	return s.requestMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED
+}
+
+// withoutBody tells whether the request's body will not be shown before its
+// headers must have been replied to.
+func (s *stream) withoutBody() bool {
+	switch s.requestMode {
+	case modev3.ProcessingMode_BUFFERED, modev3.ProcessingMode_BUFFERED_PARTIAL, modev3.ProcessingMode_FULL_DUPLEX_STREAMED:
+		return false
+	}
+	return s.modesKnown
+}
+
+func (s *stream) requestHeaders(req *extprocv3.ProcessingRequest, m *extprocv3.HttpHeaders, now time.Time) bool {
+	if s.phase != phaseStart {
+		if s.phase != phaseClosed {
+			s.send(requestHeaders(strip(s.head.forged)))
+		}
+		return false
+	}
+	s.phase = phaseBody
+	s.head = readHead(m.GetHeaders())
+	s.allow = subset(req.GetMetadataContext())
+	switch {
+	case m.GetEndOfStream(), s.withoutBody():
+		s.reply = inHeaders
+		if m.GetEndOfStream() && apiOf(s.head.method, s.head.path, s.head.mediaType) != apiOther {
+			return s.refuse(badRequest("", "the request has no body; send a JSON object"))
+		}
+		return s.route(nil, document{}, now)
+	case s.head.length > int64(s.cfg.MaxBodyBytes):
+		return s.refuse(s.tooLarge())
+	case !s.duplex():
+		s.send(requestHeaders(strip(s.head.forged)))
+	}
+	return false
+}
+
+func (s *stream) requestBody(m *extprocv3.HttpBody, now time.Time) bool {
+	switch {
+	case s.phase == phaseClosed:
+		return false
+	case s.phase > phaseBody && s.duplex():
+		s.send(requestChunk(m.GetBody(), m.GetEndOfStream()))
+		return false
+	case s.phase > phaseBody:
+		s.send(requestBody(strip(s.head.forged)))
+		return false
+	case !s.duplex():
+		s.reply = inBody
+		return s.decide(m.GetBody(), m.GetEndOfStream(), now)
+	}
+	if len(s.body)+len(m.GetBody()) > s.cfg.MaxBodyBytes {
+		return s.refuse(s.tooLarge())
+	}
+	if s.body == nil && m.GetEndOfStream() {
+		s.body = m.GetBody()
+	} else {
+		s.body = append(s.body, m.GetBody()...)
+	}
+	if !m.GetEndOfStream() {
+		return false
+	}
+	s.reply = inDuplex
+	return s.decide(s.body, true, now)
+}
+
+func (s *stream) requestTrailers(now time.Time) bool {
+	switch {
+	case s.phase == phaseClosed:
+		return false
+	case s.phase > phaseBody:
+		s.send(requestTrailers())
+		return false
+	case s.duplex():
+		s.reply, s.trailers = inDuplex, true
+		return s.decide(s.body, true, now)
+	}
+	s.reply = inTrailers
+	return s.route(nil, document{}, now)
+}
+
+// decide reads the body and asks for a decision. complete is false if the body
+// may go on.
+func (s *stream) decide(body []byte, complete bool, now time.Time) bool {
+	if len(body) > s.cfg.MaxBodyBytes {
+		return s.refuse(s.tooLarge())
+	}
+	kind := apiOf(s.head.method, s.head.path, s.head.mediaType)
+	if kind == apiOther {
+		return s.route(body, document{}, now)
+	}
+	truncated := !complete && s.requestMode == modev3.ProcessingMode_BUFFERED_PARTIAL
+	d, err := readBody(kind, s.head, body, truncated, s.cfg.MaxBodyBytes)
+	if err != nil {
+		return s.refuse(err)
+	}
+	return s.route(body, d, now)
+}
+
+// route makes the promise of a decision.
+func (s *stream) route(body []byte, d document, now time.Time) bool {
+	s.phase = phaseDeciding
+	s.promise = routing.NewContext(s.ctx, routing.Request{
+		Arrived: now, ID: s.head.id, Path: s.head.path, Model: d.model, Strategy: s.head.strategy,
+		Prompt: d.prompt, User: s.head.user, Session: s.head.session, Subset: s.allow, BodyBytes: len(body),
+	})
+	return true
+}
+
+// decided takes what the promise was resolved to.
+func (s *stream) decided(t routing.Target, err *routing.Error) {
+	if err != nil {
+		s.refuse(err)
+		return
+	}
+	s.phase, s.target = phaseRouted, t
+	s.metrics.request(t.Reason)
+	d := destinationOf(t)
+	at := len(s.out)
+	switch s.reply {
+	case inHeaders:
+		s.send(requestHeaders(steer(d, s.head.forged)))
+	case inBody:
+		s.send(requestBody(steer(d, s.head.forged)))
+	case inTrailers:
+		s.send(requestTrailers())
+	case inDuplex:
+		s.send(requestHeaders(steer(d, s.head.forged)))
+		s.out = requestChunks(s.out, s.body, !s.trailers)
+		if s.trailers {
+			s.send(requestTrailers())
+		}
+		s.body = nil
+	}
+	s.out[at].DynamicMetadata = steerMetadata(d)
+}
+
+// refuse answers the client with an error. It returns false, for receive.
+func (s *stream) refuse(err *routing.Error) bool {
+	s.metrics.request(err.Reason)
+	s.phase, s.body = phaseClosed, nil
+	if s.promise != nil {
+		// A resolver that comes late must lose.
+		s.promise.Finish()
+	}
+	if err.Reason != routing.ReasonCanceled {
+		s.send(refuse(err, s.cfg.ResponseHeaders))
+	}
+	return false
+}
+
+func (s *stream) tooLarge() *routing.Error {
+	return tooLarge(s.cfg.MaxBodyBytes)
+}
+
+func (s *stream) responseHeaders(req *extprocv3.ProcessingRequest, m *extprocv3.HttpHeaders) {
+	if s.phase == phaseClosed {
+		return
+	}
+	if s.phase != phaseRouted {
+		s.send(responseHeaders(nil, nil))
+		return
+	}
+	s.phase = phaseAnswered
+	o := outcome{
+		strategy: s.target.Strategy, reason: s.target.Reason.String(),
+		endpoint: s.target.Endpoints[0].Address, matched: s.target.MatchedTokens,
+	}
+	if addr := served(req); addr != "" && addr != o.endpoint {
+		o.endpoint, o.matched = addr, -1
+		s.metrics.retried.Inc()
+		s.promise.Served(s.snapshots.Snapshot().ByAddress(addr))
+	}
+	s.promise.PrefillDone()
+	var override *modev3.ProcessingMode
+	if !s.duplex() && s.responseMode != modev3.ProcessingMode_FULL_DUPLEX_STREAMED && !m.GetEndOfStream() {
+		override = keepOpen(s.requestMode, modev3.ProcessingMode_NONE)
+	}
+	if s.cfg.ResponseHeaders {
+		s.send(responseHeaders(o.mutation(), override))
+	} else {
+		s.send(responseHeaders(nil, override))
+	}
+}
+
+func (s *stream) responseBody(m *extprocv3.HttpBody) {
+	switch {
+	case s.phase == phaseClosed:
+	case s.responseMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED:
+		s.send(responseChunk(m.GetBody(), m.GetEndOfStream()))
+	default:
+		s.send(responseBody())
+	}
+}
+
+// end takes the end of the stream, whatever ended it. It releases what the
+// request had reserved. Only its first call does anything.
+func (s *stream) end() {
+	undecided := s.phase == phaseBody || s.phase == phaseDeciding
+	s.phase, s.body = phaseClosed, nil
+	if s.promise != nil {
+		s.promise.Finish()
+	}
+	if undecided {
+		s.metrics.request(routing.ReasonCanceled)
+	}
+}
