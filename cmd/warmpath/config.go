@@ -199,7 +199,7 @@ func (c Config) addressFaults() []error {
 func collide(a, b string) bool {
 	pa, pb := listenAddrPort(a), listenAddrPort(b)
 	if !pa.IsValid() || !pb.IsValid() {
-		return a == b && a != ""
+		return a == b && strings.Contains(a, ":") // a name, or unix:PATH
 	}
 	if pa.Port() == 0 || pa.Port() != pb.Port() {
 		return false

@@ -39,7 +39,8 @@ func (fs faults) Error() string {
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		fmt.Fprintf(&b, "%s: %s", f.where, f.text)
+		// A flag is already called what its field is.
+		fmt.Fprintf(&b, "%s: %s", f.where, strings.TrimPrefix(f.text, strings.TrimPrefix(f.where, "--")+": "))
 	}
 	return b.String()
 }
@@ -74,7 +75,9 @@ func load(file string, env []string, flags []override) (Config, error) {
 func parse(file string, data []byte, env []string, flags []override) (Config, error) {
 	cfg := DefaultConfig()
 	l := &loader{file: file, origin: map[string]fault{}, broken: map[string]bool{}}
-	l.readYAML(data, &cfg)
+	if !l.readYAML(data, &cfg) {
+		return cfg, l.faults // what is missing may be in the part that cannot be read
+	}
 	byKey, byEnv := map[string]setting{}, map[string]setting{}
 	for _, s := range settings(&cfg) {
 		if s.Loose {
@@ -190,16 +193,17 @@ func (l *loader) readEnv(env []string, settings map[string]setting) {
 // syntaxLine finds the line in the yaml package's errors.
 var syntaxLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
-func (l *loader) readYAML(data []byte, cfg *Config) {
+// readYAML sets what data sets. It returns false if data is not one document.
+func (l *loader) readYAML(data []byte, cfg *Config) bool {
 	var doc, second yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	err := dec.Decode(&doc)
 	if errors.Is(err, io.EOF) {
-		return // an empty file sets nothing
+		return true // an empty file sets nothing
 	}
 	if err == nil && dec.Decode(&second) == nil {
 		l.fail(l.at(second.Line), "", "a second document (---); write one document a file")
-		return
+		return false
 	}
 	if err != nil {
 		at, text := fault{where: l.file}, strings.TrimPrefix(err.Error(), "yaml: ")
@@ -207,9 +211,10 @@ func (l *loader) readYAML(data []byte, cfg *Config) {
 			at.where, text = l.file+":"+m[1], err.Error()[len(m[0]):]
 		}
 		l.fail(at, "", "not YAML: "+text)
-		return
+		return false
 	}
 	l.decode(doc.Content[0], reflect.ValueOf(cfg).Elem(), "", 0)
+	return true
 }
 
 // maxDepth is far above what any configuration nests; an alias that contains
@@ -247,6 +252,10 @@ func (l *loader) decode(n *yaml.Node, v reflect.Value, path string, depth int) {
 func (l *loader) decodeScalar(n *yaml.Node, v reflect.Value, path string, line int) {
 	if n.Kind != yaml.ScalarNode {
 		l.fail(l.at(line), path, kindName(n)+", where one value is expected")
+		return
+	}
+	if n.Tag == "!!binary" {
+		l.fail(l.at(line), path, "!!binary is not supported; write the value itself")
 		return
 	}
 	if err := setScalar(v, n.Value); err != nil {

@@ -2,11 +2,175 @@ package main
 
 import (
 	"context"
-	"errors"
+	crand "crypto/rand"
+	"encoding/binary"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/warmpath/warmpath/events"
+	"github.com/warmpath/warmpath/extproc"
+	"github.com/warmpath/warmpath/kvindex"
+	"github.com/warmpath/warmpath/routing"
+	"github.com/warmpath/warmpath/routing/pool"
+	"github.com/warmpath/warmpath/routing/tokenizer"
 )
 
+// router is the running product: every part, wired. It is the only place that
+// knows all of them.
+type router struct {
+	pool    *pool.Pool
+	index   *kvindex.Index
+	events  *events.Manager
+	routing *routing.Router
+	extproc *extproc.Server
+	admin   *admin
+}
+
 // serve runs the router until ctx ends.
-func serve(_ context.Context, _ Config, _ *slog.Logger) error {
-	return errors.New("serve: not built yet")
+func serve(ctx context.Context, cfg Config, log *slog.Logger) error {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	client := &http.Client{Transport: transport()}
+	defer client.CloseIdleConnections()
+	r, err := build(cfg, log, reg, client)
+	if err != nil {
+		return err
+	}
+	adminListener, err := net.Listen("tcp", cfg.Admin.Listen)
+	if err != nil {
+		return fmt.Errorf("admin.listen: %w", err)
+	}
+	defer adminListener.Close()
+	extprocListener, err := listen(cfg.ExtProc.Listen)
+	if err != nil {
+		return fmt.Errorf("extproc.listen: %w", err)
+	}
+	defer extprocListener.Close()
+	log.Info("listening", "extproc", extprocListener.Addr().String(), "admin", adminListener.Addr().String(), "version", versionText())
+
+	// Requests are drained first: until the last of them has ended, the pool,
+	// the events and the admin server go on.
+	rest, stopRest := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRest()
+	g, failed := errgroup.WithContext(rest)
+	g.Go(func() error { return r.pool.Run(failed) })
+	g.Go(func() error { return r.events.Run(failed, r.pool) })
+	g.Go(func() error { return r.admin.Run(failed, adminListener) })
+	g.Go(func() error {
+		select {
+		case <-r.pool.Probed():
+		case <-failed.Done():
+			return nil
+		}
+		select {
+		case <-r.events.Ready():
+			r.extproc.SetReady(true)
+		case <-failed.Done():
+		}
+		return nil
+	})
+	g.Go(func() error {
+		defer stopRest()
+		stop, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(failed, cancel)()
+		return r.extproc.Run(stop, extprocListener)
+	})
+	return g.Wait()
+}
+
+// build makes every part, without starting any.
+func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.Client) (*router, error) {
+	seed, err := fleetSeed(cfg.Index)
+	if err != nil {
+		return nil, err
+	}
+	hasher := kvindex.NewHasher(seed)
+	r := &router{pool: pool.New(cfg.Pool, log, reg, client, random())}
+	if r.index, err = kvindex.New(cfg.Index.Config); err != nil {
+		return nil, err
+	}
+	reg.MustRegister(newIndexCollector(r.index))
+	if r.events, err = events.New(cfg.Events, r.index, hasher, log, reg); err != nil {
+		return nil, err
+	}
+	var tok routing.Tokenizer
+	if !cfg.Tokenizer.Disabled {
+		if tok, err = tokenizer.New(cfg.Tokenizer, client, log, reg); err != nil {
+			return nil, err
+		}
+	}
+	if r.routing, err = routing.New(cfg.Routing, r.pool, r.index, tok, hasher, reg, random()); err != nil {
+		return nil, err
+	}
+	if r.extproc, err = extproc.New(cfg.ExtProc, r.routing, r.pool, log, reg); err != nil {
+		return nil, err
+	}
+	r.admin = newAdmin(adminSources{
+		Gatherer: reg.(prometheus.Gatherer),
+		Ready:    r.ready,
+		State:    r.state,
+		Pages: []adminPage{
+			{"debug/decisions", "recent decisions, newest first", http.HandlerFunc(r.serveDecisions)},
+			{"debug/held/{endpoint}", "hashes of the blocks that an endpoint holds", http.HandlerFunc(r.serveHeld)},
+		},
+	}, log)
+	return r, nil
+}
+
+// fleetSeed returns the configured seed, or one that only this process knows.
+func fleetSeed(cfg IndexConfig) (uint64, error) {
+	if cfg.SeedFile != "" {
+		return readSeed(cfg.SeedFile)
+	}
+	return secret(), nil
+}
+
+func secret() uint64 {
+	var b [8]byte
+	_, _ = crand.Read(b[:]) // never fails, see its documentation
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+// random returns a generator for ties and jitter. The part that gets it guards
+// it.
+func random() *rand.Rand { return rand.New(rand.NewPCG(secret(), secret())) }
+
+// transport is for probes and the tokenizer: many small requests to few hosts.
+func transport() *http.Transport {
+	return &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		MaxIdleConnsPerHost:   64,
+		IdleConnTimeout:       90 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+	}
+}
+
+// listen opens host:port or unix:PATH. The socket file of a process that has
+// ended is removed first.
+func listen(address string) (net.Listener, error) {
+	path, ok := strings.CutPrefix(address, "unix:")
+	if !ok {
+		return net.Listen("tcp", address)
+	}
+	if st, err := os.Stat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
+		if c, err := net.Dial("unix", path); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("%s: another process listens there", path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	return net.Listen("unix", path)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -9,12 +10,29 @@ import (
 // mean.
 func (c Config) summary() string {
 	var b strings.Builder
-	eps := c.Pool.Static.Endpoints
-	events, replay := 0, 0
+	line := func(section, format string, args ...any) {
+		fmt.Fprintf(&b, "%-10s %s\n", section, fmt.Sprintf(format, args...))
+	}
+	line("extproc", "%s, decides within %s, bodies up to %s", c.ExtProc.Listen, c.ExtProc.DecisionTimeout, byteSize(c.ExtProc.MaxBodyBytes))
+	line("admin", "%s", c.Admin.Listen)
+	line("envoy", "%s, reaches the router at %s and waits %s for an answer", c.Envoy.Listen, c.routerAddress(), c.messageTimeout())
+	line("routing", "%s, with %s after the chosen one", c.Routing.Strategy, count(c.Routing.Fallbacks, "endpoint"))
+	switch {
+	case c.Tokenizer.Disabled:
+		line("tokenizer", "disabled")
+	case len(c.Tokenizer.Endpoints) == 0:
+		line("tokenizer", "the engines' own /tokenize, within %s", c.Tokenizer.Budget)
+	default:
+		line("tokenizer", "%s, within %s", strings.Join(c.Tokenizer.Endpoints, ", "), c.Tokenizer.Budget)
+	}
+	line("pool", "%s", c.poolSummary())
+	return b.String()
+}
+
+func (c Config) poolSummary() string {
+	events, replay, learned := 0, 0, 0
 	var models []string
-	seen := map[string]bool{}
-	learned := 0
-	for _, e := range eps {
+	for _, e := range c.Pool.Static.Endpoints {
 		if e.Events != "" {
 			events++
 		}
@@ -23,14 +41,32 @@ func (c Config) summary() string {
 		}
 		if len(e.Models) == 0 {
 			learned++
-		} else if !seen[e.Models[0]] {
-			seen[e.Models[0]] = true
+		} else if !slices.Contains(models, e.Models[0]) {
 			models = append(models, e.Models[0])
 		}
 	}
 	if learned > 0 {
-		models = append(models, fmt.Sprintf("%d to be learned", learned))
+		models = append(models, fmt.Sprintf("what %s will say", count(learned, "endpoint")))
 	}
-	fmt.Fprintf(&b, "pool       %d endpoints, %d with events, %d of them with replay; models: %s\n", len(eps), events, replay, strings.Join(models, ", "))
-	return b.String()
+	return fmt.Sprintf("%s, %d with events, %d with replay, for %s", count(len(c.Pool.Static.Endpoints), "endpoint"), events, replay, strings.Join(models, ", "))
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+// byteSize writes n in the largest unit that keeps it whole.
+func byteSize(n int) string {
+	for _, unit := range [...]struct {
+		size int
+		name string
+	}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= unit.size && n%unit.size == 0 {
+			return fmt.Sprintf("%d %s", n/unit.size, unit.name)
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
 }
