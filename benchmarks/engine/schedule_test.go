@@ -305,9 +305,6 @@ func TestPreemptedGoFirst(t *testing.T) {
 	r := newRig(t, Config{BlockSize: 4, Blocks: 4})
 	r.submit(sequential(0, 7), 8)
 	preempted := r.submit(sequential(100, 7), 8)
-	for r.core.Stats().Preemptions == 0 {
-		r.step()
-	}
 	late := r.submit(sequential(200, 7), 8)
 	_, finished := r.drain()
 	if finished[1].ID != preempted || finished[2].ID != late {

@@ -32,7 +32,6 @@ func main() {
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		os.Exit(2)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "enginesim:", err)
 		os.Exit(1)
@@ -83,8 +82,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return <-ended
 }
 
-// parse reads the command line. The flag set reports its own errors to
-// stderr.
+// parse reads the command line. It writes the list of flags if asked for it,
+// with the error [flag.ErrHelp].
 func parse(args []string, stderr io.Writer) (server.Config, slog.Level, error) {
 	var (
 		cfg     server.Config
@@ -96,7 +95,7 @@ func parse(args []string, stderr io.Writer) (server.Config, slog.Level, error) {
 		hash    string
 	)
 	fs := flag.NewFlagSet("enginesim", flag.ContinueOnError)
-	fs.SetOutput(stderr)
+	fs.SetOutput(io.Discard) // the caller reports errors
 	fs.StringVar(&cfg.Listen, "listen", "127.0.0.1:0", "HTTP `address`; port 0 lets the system choose")
 	fs.Var(&models, "model", "served `name`; repeat for aliases, the first is the base model (default fake-model)")
 	fs.Var(&loras, "lora", "LoRA adapter `name`; may be repeated")
@@ -119,6 +118,10 @@ func parse(args []string, stderr io.Writer) (server.Config, slog.Level, error) {
 	fs.IntVar(&cfg.Rank, "data-parallel-rank", 0, "rank in KV events and metrics")
 	fs.TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fs.SetOutput(stderr)
+			fs.PrintDefaults()
+		}
 		return cfg, level, err
 	}
 	if fs.NArg() > 0 {
