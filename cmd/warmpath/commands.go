@@ -37,15 +37,14 @@ func commands() map[string]func(context.Context, process) int {
 		"check":        cmdCheck,
 		"envoy-config": cmdEnvoyConfig,
 		"version":      cmdVersion,
-		"help": func(_ context.Context, p process) int {
-			fmt.Fprint(p.stdout, usage)
-			return exitOK
-		},
-		"h": func(_ context.Context, p process) int { // of -h
-			fmt.Fprint(p.stdout, usage)
-			return exitOK
-		},
+		"help":         cmdHelp,
+		"h":            cmdHelp, // of -h
 	}
+}
+
+func cmdHelp(_ context.Context, p process) int {
+	fmt.Fprint(p.stdout, usage)
+	return exitOK
 }
 
 func cmdServe(ctx context.Context, p process) int {
@@ -165,8 +164,8 @@ func (c *command) parse() (code int, ok bool) {
 		text := err.Error()
 		if name, unknown := strings.CutPrefix(text, "flag provided but not defined: -"); unknown {
 			var names []string
-			c.flags.VisitAll(func(f *flag.Flag) { names = append(names, f.Name) })
-			text = fmt.Sprintf("--%s: no such flag%s", name, didYouMean(name, names))
+			c.flags.VisitAll(func(f *flag.Flag) { names = append(names, "--"+f.Name) })
+			text = fmt.Sprintf("--%s: no such flag%s", name, didYouMean("--"+name, names))
 		}
 		return c.misuse(text), false
 	case c.flags.NArg() > 0:

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/warmpath/warmpath/events"
 	"github.com/warmpath/warmpath/extproc"
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
@@ -26,6 +27,7 @@ type Config struct {
 	Tokenizer tokenizer.Config `yaml:"tokenizer"`
 	Pool      pool.Config      `yaml:"pool"`
 	Index     IndexConfig      `yaml:"index"`
+	Events    events.Config    `yaml:"events"`
 	Log       LogConfig        `yaml:"log"`
 }
 
@@ -59,6 +61,7 @@ func DefaultConfig() Config {
 		Tokenizer: tokenizer.DefaultConfig(),
 		Pool:      pool.DefaultConfig(),
 		Index:     IndexConfig{Config: kvindex.Config{MaxBlocks: kvindex.DefaultMaxBlocks}},
+		Events:    events.DefaultConfig(),
 		Log:       LogConfig{Level: "info", Format: "text"},
 	}
 }
@@ -78,6 +81,7 @@ func (c Config) Validate() error {
 		{"tokenizer", c.Tokenizer.Validate()},
 		{"pool", c.Pool.Validate()},
 		{"index", c.Index.Validate()},
+		{"events", c.Events.Validate()},
 		{"log", c.Log.Validate()},
 	} {
 		for _, err := range unjoin(section.err) {

@@ -164,7 +164,7 @@ w.yaml:3: tokenizer.endpoints[0]: a list, where one value is expected`,
 		{
 			name: "faults of every section, found by their packages",
 			yaml: "pool: {static: {endpoints: [\n  {name: a, address: \"h:1\"},\n  {name: a, address: \"10.0.0.1:1\", events: \"ipc://x\"}]},\n  health: {path: x}}\n" +
-				"extproc: {listen: x}\nrouting: {strategy: fastest}\ntokenizer: {endpoints: [\n  \"http://ok:1\",\n  \"nope\"]}\nindex: {max_blocks: -1}\nlog: {level: loud, format: xml}\n" +
+				"extproc: {listen: x}\nrouting: {strategy: fastest}\ntokenizer: {endpoints: [\n  \"http://ok:1\",\n  \"nope\"]}\nindex: {max_blocks: -1}\nevents: {replays: 0}\nlog: {level: loud, format: xml}\n" +
 				"admin: {listen: \":9\"}\nenvoy: {listen: x, router: y, message_timeout: -1s}\n",
 			want: `w.yaml:2: pool.static.endpoints[0].address: "h:1" is not ip:port; use for example 10.0.0.7:8000 (Envoy's override takes no host names)
 w.yaml:3: pool.static.endpoints[1].events: "ipc://x" is not a TCP endpoint; use tcp://HOST:PORT
@@ -174,12 +174,13 @@ w.yaml:5: extproc.listen: "x" is not host:port; use for example 127.0.0.1:9002, 
 w.yaml:6: routing.strategy: "fastest" is not a strategy; use one of least-request, prefix-cache, random
 w.yaml:9: tokenizer.endpoints[1]: "nope" is not an http URL; use for example http://10.0.0.7:8000
 w.yaml:10: index.max_blocks: -1 is negative; use 0 for the default of 4194304
-w.yaml:11: log.level: "loud" is unknown; use one of debug, info, warn, error
-w.yaml:11: log.format: "xml" is unknown; use one of text, json
-w.yaml:12: admin.listen: ":9" names no address; use 127.0.0.1:9 for this machine only or 0.0.0.0:9 for all interfaces
-w.yaml:13: envoy.listen: "x" is not ip:port; use for example 127.0.0.1:9090
-w.yaml:13: envoy.router: "y" is not host:port; use for example 127.0.0.1:9002
-w.yaml:13: envoy.message_timeout: -1s is negative; use 0s for the default`,
+w.yaml:11: events.replays: 0 allows no replay; use 1 or more
+w.yaml:12: log.level: "loud" is unknown; use one of debug, info, warn, error
+w.yaml:12: log.format: "xml" is unknown; use one of text, json
+w.yaml:13: admin.listen: ":9" names no address; use 127.0.0.1:9 for this machine only or 0.0.0.0:9 for all interfaces
+w.yaml:14: envoy.listen: "x" is not ip:port; use for example 127.0.0.1:9090
+w.yaml:14: envoy.router: "y" is not host:port; use for example 127.0.0.1:9002
+w.yaml:14: envoy.message_timeout: -1s is negative; use 0s for the default`,
 		},
 		{
 			name: "unknown variables and flags",

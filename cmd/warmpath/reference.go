@@ -80,5 +80,14 @@ func helpTexts() map[string]string {
 		"pool.health.interval":             "time between two probes of an endpoint, jittered by a tenth",
 		"pool.health.timeout":              "time for one probe",
 		"index.max_blocks":                 "bound on the blocks held by all publishers together; 0: the default",
+		"events.replay_timeout":            "how long a replay request may go unanswered",
+		"events.quiet":                     "silence that ends a replay answer which has no end marker",
+		"events.give_up":                   "how long a disconnected or unanswered engine keeps its state, which is not trusted meanwhile",
+		"events.probe":                     "silence after which an engine with a replay endpoint is asked for its last batch again; 0s: never",
+		"events.backoff_min":               "shortest pause before a connection or a replay is tried again",
+		"events.backoff_max":               "longest such pause",
+		"events.max_frame_bytes":           "largest message that is taken from an engine",
+		"events.max_held_bytes":            "live messages of one engine that may wait for a replay to end, in bytes",
+		"events.replays":                   "replays that run at the same time, over all engines",
 	}
 }
