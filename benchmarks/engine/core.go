@@ -299,6 +299,26 @@ func (c *Core) Stats() Stats {
 	return s
 }
 
+// Adapters returns the names of the LoRA adapters with running and with
+// waiting sequences, each sorted.
+func (c *Core) Adapters() (running, waiting []string) {
+	if len(c.loraIDs) == 0 {
+		return nil, nil
+	}
+	return adaptersOf(c.running), adaptersOf(c.waiting)
+}
+
+func adaptersOf(sequences []*sequence) []string {
+	var names []string
+	for _, s := range sequences {
+		if s.scope.adapter != "" {
+			names = append(names, s.scope.adapter)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // discard frees what a sequence holds and forgets it.
 func (c *Core) discard(s *sequence) {
 	c.pool.release(s.blocks)

@@ -172,6 +172,36 @@ func TestMetricsHaveVLLMsNames(t *testing.T) {
 	}
 }
 
+// vllm:lora_requests_info names the adapters in use.
+func TestMetricsNameTheAdapters(t *testing.T) {
+	f := start(t, Config{LoRAs: []string{"b", "a", "c"}, TimeScale: 1, Engine: engine.Config{MaxSeqs: 2}})
+	info := func() string {
+		_, text := f.do("GET", "/metrics", "")
+		return regexp.MustCompile(`(?m)^vllm:lora_requests_info\{.*\}`).FindString(text)
+	}
+	if want := `vllm:lora_requests_info{max_lora="3",running_lora_adapters="",waiting_lora_adapters=""}`; info() != want {
+		t.Errorf("idle: %s, want %s", info(), want)
+	}
+	var streams []*stream
+	for _, adapter := range []string{"b", "a", "b"} {
+		st, err := f.driver.submit(t.Context(), engine.Request{
+			Prompt: make([]kvindex.TokenID, 9), OutputTokens: 10_000, Adapter: adapter,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams = append(streams, st)
+	}
+	f.truth() // a step has begun with all of them
+	f.truth()
+	if want := `vllm:lora_requests_info{max_lora="3",running_lora_adapters="a,b",waiting_lora_adapters="b"}`; info() != want {
+		t.Errorf("busy: %s, want %s", info(), want)
+	}
+	for _, st := range streams {
+		f.driver.abort(st)
+	}
+}
+
 func TestFaultsOfRequests(t *testing.T) {
 	f := start(t, Config{})
 	var state Faults
@@ -228,4 +258,30 @@ func TestConfigValidateNamesEveryFault(t *testing.T) {
 			t.Errorf("error does not say %q:\n%v", want, err)
 		}
 	}
+}
+
+// FuzzPrompts feeds bodies to all that reads a prompt.
+func FuzzPrompts(f *testing.F) {
+	for _, body := range []string{
+		`{"prompt":"a"}`, `{"prompt":[1,2]}`, `{"prompt":["a"]}`, `{"prompt":[[1]]}`, `{"prompt":[[]]}`, `{"prompt":null}`,
+		`{"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],"tools":[]}`,
+		`{"messages":[{"role":"user","content":null,"tool_calls":[{}]}]}`,
+	} {
+		f.Add([]byte(body))
+	}
+	tokenizer := engine.NewTokenizer()
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var completion completionRequest
+		if json.Unmarshal(body, &completion) == nil {
+			if ids, err := completion.encode(tokenizer); err == nil && len(ids) == 0 && completion.AddSpecialTokens == nil {
+				t.Error("no tokens and no error")
+			}
+		}
+		var chat chatRequest
+		if json.Unmarshal(body, &chat) == nil {
+			if ids, err := chat.encode(tokenizer); err == nil && (len(ids) == 0 || ids[0] != engine.TokenBOS) {
+				t.Errorf("a chat tokenizes to %v", ids)
+			}
+		}
+	})
 }

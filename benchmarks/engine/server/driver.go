@@ -31,8 +31,15 @@ type driver struct {
 	stopped  chan struct{}
 	streams  map[engine.SequenceID]*stream
 
-	// stats is written by run after every change, and read by scrapes.
-	stats atomic.Pointer[engine.Stats]
+	// state is written by run after every change, and read by scrapes.
+	state atomic.Pointer[coreState]
+}
+
+// coreState is what scrapes read of the core.
+type coreState struct {
+	engine.Stats
+	runningAdapters, waitingAdapters []string
+	at                               time.Time
 }
 
 func newDriver(core *engine.Core, scale float64, m *metrics, publish func([]engine.Event, time.Time)) *driver {
@@ -173,8 +180,9 @@ func (d *driver) deliver(now time.Time, r engine.StepResult) {
 }
 
 func (d *driver) snapshot() {
-	s := d.core.Stats()
-	d.stats.Store(&s)
+	s := &coreState{Stats: d.core.Stats(), at: time.Now()}
+	s.runningAdapters, s.waitingAdapters = d.core.Adapters()
+	d.state.Store(s)
 }
 
 // call runs f on the driver's goroutine, through the channel that says when,

@@ -2,6 +2,7 @@ package server
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -65,8 +66,11 @@ func engineLabels(cfg Config) prometheus.Labels {
 
 // coreCollector exports the core's own statistics.
 type coreCollector struct {
-	stats  func() engine.Stats
+	state  func() *coreState
 	series []coreSeries
+	// adapters is nil without adapters.
+	adapters *prometheus.Desc
+	maxLoRA  string
 }
 
 type coreSeries struct {
@@ -75,8 +79,13 @@ type coreSeries struct {
 	value func(engine.Stats) float64
 }
 
-func newCoreCollector(cfg Config, stats func() engine.Stats) *coreCollector {
-	c := &coreCollector{stats: stats}
+func newCoreCollector(cfg Config, state func() *coreState) *coreCollector {
+	c := &coreCollector{state: state}
+	if len(cfg.LoRAs) > 0 {
+		c.maxLoRA = strconv.Itoa(len(cfg.LoRAs))
+		c.adapters = prometheus.NewDesc("vllm:lora_requests_info", "Running stats on lora requests.",
+			[]string{"max_lora", "running_lora_adapters", "waiting_lora_adapters"}, nil)
+	}
 	add := func(kind prometheus.ValueType, name, help string, value func(engine.Stats) float64) {
 		c.series = append(c.series, coreSeries{prometheus.NewDesc(name, help, nil, engineLabels(cfg)), kind, value})
 	}
@@ -105,12 +114,20 @@ func (c *coreCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, s := range c.series {
 		ch <- s.desc
 	}
+	if c.adapters != nil {
+		ch <- c.adapters
+	}
 }
 
 // Collect implements [prometheus.Collector].
 func (c *coreCollector) Collect(ch chan<- prometheus.Metric) {
-	stats := c.stats()
+	state := c.state()
 	for _, s := range c.series {
-		ch <- prometheus.MustNewConstMetric(s.desc, s.kind, s.value(stats))
+		ch <- prometheus.MustNewConstMetric(s.desc, s.kind, s.value(state.Stats))
+	}
+	if c.adapters != nil {
+		// As in vLLM the value is the time at which the labels were true.
+		ch <- prometheus.MustNewConstMetric(c.adapters, prometheus.GaugeValue, float64(state.at.Unix()),
+			c.maxLoRA, strings.Join(state.runningAdapters, ","), strings.Join(state.waitingAdapters, ","))
 	}
 }

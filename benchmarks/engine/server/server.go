@@ -62,7 +62,7 @@ func New(cfg Config, logger *slog.Logger) (*Server, error) {
 	s.driver = newDriver(core, cfg.TimeScale, s.metrics, func(events []engine.Event, now time.Time) {
 		s.publisher.publish(events, now)
 	})
-	err = s.registry.Register(newCoreCollector(cfg, func() engine.Stats { return *s.driver.stats.Load() }))
+	err = s.registry.Register(newCoreCollector(cfg, s.driver.state.Load))
 	return s, err
 }
 

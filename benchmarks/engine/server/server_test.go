@@ -319,7 +319,7 @@ func TestClientAbort(t *testing.T) {
 	if _, err := bufio.NewReader(resp.Body).ReadBytes('\n'); err != nil {
 		t.Fatal(err)
 	}
-	if s := f.driver.stats.Load(); s.Running != 1 || s.BlocksInUse == 0 {
+	if s := f.driver.state.Load(); s.Running != 1 || s.BlocksInUse == 0 {
 		t.Fatalf("stats %+v before the abort", s)
 	}
 	leave()
@@ -330,7 +330,7 @@ func TestClientAbort(t *testing.T) {
 			t.Fatal("the sequence still runs")
 		}
 	}
-	if s := f.driver.stats.Load(); s.BlocksInUse != 0 || s.Waiting != 0 {
+	if s := f.driver.state.Load(); s.BlocksInUse != 0 || s.Waiting != 0 {
 		t.Errorf("stats %+v after the abort", s)
 	}
 	if _, m := f.do("GET", "/metrics", ""); !strings.Contains(m, `finished_reason="abort",model_name="fake-model"} 1`) {
