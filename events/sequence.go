@@ -101,6 +101,10 @@ type Sequence struct {
 	// lastLive is the newest sequence of this live connection, if hasLive.
 	lastLive uint64
 	hasLive  bool
+	// joined: the subscription is known to be in force, so that nothing
+	// published since can be missing unseen. PUB does not confirm it: a live
+	// batch does, or a second replay some time after the first.
+	joined bool
 	// wanted: history was given up because replay did not answer; it may be had
 	// later.
 	wanted bool
@@ -142,7 +146,9 @@ func (s *Sequence) Next() (next uint64, ok bool) { return s.next, s.started }
 func (s *Sequence) Trust() kvindex.Trust {
 	switch s.phase {
 	case Live:
-		return kvindex.TrustExact
+		if s.joined {
+			return kvindex.TrustExact
+		}
 	case Stale:
 		if s.heard {
 			return kvindex.TrustIncomplete
@@ -156,19 +162,23 @@ func (s *Sequence) Trust() kvindex.Trust {
 			return kvindex.TrustIncomplete
 		}
 	}
-	if s.asking() && s.ask.probe && s.complete {
+	if s.asking() && s.ask.probe && s.complete && s.joined {
 		// The connection never broke and nothing is known to be missing.
 		return kvindex.TrustExact
 	}
 	return kvindex.TrustRecovering
 }
 
+// Joined tells whether the subscription is known to be in force. Until it is,
+// a probe is due soon.
+func (s *Sequence) Joined() bool { return s.joined }
+
 // Wanted tells whether history was given up that a later replay may bring.
 func (s *Sequence) Wanted() bool { return s.wanted && s.phase == Stale }
 
 // Connected says that the live connection is up.
 func (s *Sequence) Connected() Step {
-	s.hasLive = false
+	s.hasLive, s.joined = false, false
 	if !s.replay {
 		s.settle()
 		return Step{}
@@ -197,7 +207,7 @@ func (s *Sequence) Live(seq uint64) Step {
 		// lies between is not to be trusted, the same number again excepted.
 		return Step{Reconnect: seq < s.lastLive}
 	}
-	s.lastLive, s.hasLive = seq, true
+	s.lastLive, s.hasLive, s.joined = seq, true, true
 	switch s.phase {
 	case Live, Stale:
 		return s.arrive(seq)
@@ -304,6 +314,7 @@ func (s *Sequence) ReplayEnd(marker bool) Step {
 	case !a.got:
 		// Asked from 0 and nothing there: an empty history, which is complete.
 		reset := a.rebuild && s.forget()
+		s.joined = s.joined || a.probe
 		s.heard, s.started, s.next, s.complete, s.wanted = true, true, 0, true, false
 		return s.finish(Step{Reset: reset})
 	case a.rebuild:
@@ -313,6 +324,7 @@ func (s *Sequence) ReplayEnd(marker bool) Step {
 		return s.askLast(request{gap: a.gap})
 	}
 	s.wanted = false
+	s.joined = s.joined || a.probe
 	s.deadEnd = a.gap && a.fresh == 0
 	return s.finish(Step{})
 }

@@ -1,0 +1,102 @@
+package events
+
+import (
+	"context"
+	"sync"
+)
+
+// replayQueue is how many replayed batches may wait to be applied. Reading
+// ahead matters: engines drop what a slow reader leaves in their send queue.
+const replayQueue = 4096
+
+// replayKind is what a replay tells.
+type replayKind uint8
+
+const (
+	// replayBegun: it is this replay's turn.
+	replayBegun replayKind = iota
+	replayBatch
+	replayMarker
+	replayBroken
+	replayGarbage
+)
+
+type replayMessage struct {
+	kind    replayKind
+	seq     uint64
+	payload []byte
+	err     error
+}
+
+// replayer is one request on its own connection.
+type replayer struct {
+	c      chan replayMessage
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// startReplay asks endpoint for everything from seq on. slots bounds the
+// replays of the process.
+func startReplay(ctx context.Context, t Transport, slots chan struct{}, endpoint string, seq uint64) *replayer {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &replayer{c: make(chan replayMessage, replayQueue), cancel: cancel}
+	r.wg.Go(func() { r.run(ctx, t, slots, endpoint, seq) })
+	return r
+}
+
+// stop ends the replay and waits until it has. What it has read is dropped.
+func (r *replayer) stop() {
+	r.cancel()
+	r.wg.Wait()
+}
+
+func (r *replayer) run(ctx context.Context, t Transport, slots chan struct{}, endpoint string, seq uint64) {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+		return
+	}
+	if !r.tell(ctx, replayMessage{kind: replayBegun}) {
+		return
+	}
+	s, err := t.DialReplay(ctx, endpoint, replayRequest(seq))
+	if err != nil {
+		r.tell(ctx, replayMessage{kind: replayBroken, err: err})
+		return
+	}
+	// Whoever waits in Recv is woken by Close, and Close is called once.
+	closed := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer func() {
+		if closed() {
+			_ = s.Close()
+		}
+	}()
+	for {
+		frames, err := s.Recv()
+		if err != nil {
+			r.tell(ctx, replayMessage{kind: replayBroken, err: err})
+			return
+		}
+		m := replayMessage{kind: replayBatch}
+		var ok bool
+		switch m.seq, m.payload, ok = replayFrame(frames); {
+		case !ok:
+			m.kind = replayGarbage
+		case m.seq == endMarker:
+			m.kind = replayMarker
+		}
+		if !r.tell(ctx, m) || m.kind == replayMarker {
+			return
+		}
+	}
+}
+
+func (r *replayer) tell(ctx context.Context, m replayMessage) bool {
+	select {
+	case r.c <- m:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
