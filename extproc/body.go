@@ -92,8 +92,8 @@ func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error)
 		return document{}, notAnObject(&s)
 	}
 	var d document
-	var fault *routing.Error
 	var model bool
+	var modelFault, fault *routing.Error
 	for ok := s.open('}'); ok && s.err == nil; ok = s.more('}') {
 		key := s.key()
 		if s.err != nil {
@@ -101,7 +101,7 @@ func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error)
 		}
 		switch string(key) {
 		case "model":
-			model = false
+			model, modelFault = false, nil
 			raw := s.value(1)
 			switch {
 			case s.err != nil:
@@ -109,12 +109,13 @@ func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error)
 				d.model = strings.Clone(unquote(raw))
 				model = true
 			case raw[0] != 'n':
-				fault = badRequest("model", "model must be a string, not %s", kindOf(raw))
+				modelFault = badRequest("model", "model must be a string, not %s", kindOf(raw))
 			}
 		default:
-			if kind == apiModel {
-				s.value(1)
-			} else if err := d.member(&s, kind, key); err != nil {
+			if fault != nil && fault.Param == string(key) {
+				fault = nil
+			}
+			if err := d.member(&s, kind, key); err != nil {
 				fault = err
 			}
 		}
@@ -128,6 +129,8 @@ func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error)
 	switch {
 	case s.err != nil && !cut:
 		return document{}, badRequest("", "the request body is not valid JSON: %s", s.err)
+	case modelFault != nil:
+		return document{}, modelFault
 	case fault != nil:
 		return document{}, fault
 	case !model && !cut:
@@ -154,6 +157,10 @@ func notAnObject(s *scanner) *routing.Error {
 
 // member reads the value of a member other than model.
 func (d *document) member(s *scanner, kind api, key []byte) *routing.Error {
+	if kind == apiModel {
+		s.value(1)
+		return nil
+	}
 	p := &d.prompt
 	switch string(key) {
 	case "cache_salt":

@@ -70,6 +70,8 @@ type stream struct {
 
 	promise *routing.Context
 	target  routing.Target
+	// steer is what a decision does to the headers of the request.
+	steer *extprocv3.HeaderMutation
 	// out is what to send. The caller takes it after each step.
 	out []*extprocv3.ProcessingResponse
 }
@@ -137,10 +139,15 @@ func (s *stream) withoutBody() bool {
 }
 
 func (s *stream) requestHeaders(req *extprocv3.ProcessingRequest, m *extprocv3.HttpHeaders, now time.Time) bool {
-	if s.phase != phaseStart {
-		if s.phase != phaseClosed {
-			s.send(requestHeaders(strip(s.head.forged)))
-		}
+	switch s.phase {
+	case phaseStart:
+	case phaseClosed:
+		return false
+	case phaseRouted, phaseAnswered:
+		s.send(requestHeaders(s.steer))
+		return false
+	default:
+		s.send(requestHeaders(strip(s.head.forged)))
 		return false
 	}
 	s.phase = phaseBody
@@ -150,7 +157,7 @@ func (s *stream) requestHeaders(req *extprocv3.ProcessingRequest, m *extprocv3.H
 	case m.GetEndOfStream(), s.withoutBody():
 		s.reply = inHeaders
 		if m.GetEndOfStream() && apiOf(s.head.method, s.head.path, s.head.mediaType) != apiOther {
-			return s.refuse(badRequest("", "the request has no body; send a JSON object"))
+			return s.refuse(badRequest("", "the request has no body"))
 		}
 		return s.route(nil, document{}, now)
 	case s.head.length > int64(s.cfg.MaxBodyBytes):
@@ -168,8 +175,11 @@ func (s *stream) requestBody(m *extprocv3.HttpBody, now time.Time) bool {
 	case s.phase > phaseBody && s.duplex():
 		s.send(requestChunk(m.GetBody(), m.GetEndOfStream()))
 		return false
+	case s.withoutBody():
+		s.send(requestBody(nil))
+		return false
 	case s.phase > phaseBody:
-		s.send(requestBody(strip(s.head.forged)))
+		s.send(requestBody(s.steer))
 		return false
 	case !s.duplex():
 		s.reply = inBody
@@ -242,16 +252,17 @@ func (s *stream) decided(t routing.Target, err *routing.Error) {
 	s.phase, s.target = phaseRouted, t
 	s.metrics.request(t.Reason)
 	d := destinationOf(t)
+	s.steer = steer(d, s.head.forged)
 	at := len(s.out)
 	switch s.reply {
 	case inHeaders:
-		s.send(requestHeaders(steer(d, s.head.forged)))
+		s.send(requestHeaders(s.steer))
 	case inBody:
-		s.send(requestBody(steer(d, s.head.forged)))
+		s.send(requestBody(s.steer))
 	case inTrailers:
 		s.send(requestTrailers())
 	case inDuplex:
-		s.send(requestHeaders(steer(d, s.head.forged)))
+		s.send(requestHeaders(s.steer))
 		s.out = requestChunks(s.out, s.body, !s.trailers)
 		if s.trailers {
 			s.send(requestTrailers())

@@ -97,14 +97,13 @@ func (tr *transcript) step(req *extprocv3.ProcessingRequest) {
 			return
 		}
 		tr.router.resolve(tr.stream.promise)
-		tr.await()
+		tr.await(context.Background())
 	}
 	tr.print()
 }
 
-func (tr *transcript) await() {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel() // a decision that is not there is late
+// await hands over the decision, or what is there instead of one when ctx ends.
+func (tr *transcript) await(ctx context.Context) {
 	tr.stream.decided(tr.stream.promise.Target(ctx))
 	tr.print()
 }
@@ -287,17 +286,20 @@ func (tr *transcript) command(t *testing.T, m *metrics, d *datadriven.TestData) 
 	case "router":
 		tr.script(t, d)
 	case "decide":
-		tr.router.resolve(tr.stream.promise)
-		tr.await()
+		if tr.router.resolve(tr.stream.promise); tr.stream.phase == phaseDeciding {
+			tr.await(context.Background())
+		}
 	case "late":
-		tr.await()
+		late, cancel := context.WithCancel(context.Background())
+		cancel()
+		tr.await(late)
 	case "end":
 		tr.stream.end()
 		tr.stream.end()
 	case "abort":
 		tr.cancel()
 		if tr.stream.phase == phaseDeciding {
-			tr.await()
+			tr.await(context.Background())
 		}
 		tr.stream.end()
 	case "inflight":
