@@ -11,22 +11,22 @@ import (
 // Config is the configuration of the server that Envoy talks to.
 type Config struct {
 	// Listen is host:port, or unix:PATH of a socket.
-	Listen string `yaml:"listen"`
+	Listen string `yaml:"listen" help:"host:port or unix:PATH on which Envoy finds the router"`
 	// DecisionTimeout bounds a decision, from the last byte of the request to
 	// the reply. Envoy's message_timeout must be longer.
-	DecisionTimeout time.Duration `yaml:"decision_timeout"`
+	DecisionTimeout time.Duration `yaml:"decision_timeout" help:"time for a decision, from the request's last byte to the reply; below Envoy's message_timeout"`
 	// MaxBodyBytes bounds a request's body, also after unpacking; a larger one
 	// is answered with 413. Envoy's own buffer limit must not be larger.
-	MaxBodyBytes int `yaml:"max_body_bytes"`
+	MaxBodyBytes int `yaml:"max_body_bytes" help:"largest request body, also when unpacked; larger ones get 413; not below Envoy's buffer limit"`
 	// ResponseHeaders adds x-warmpath-* headers to answers, which say what was
 	// decided and why.
-	ResponseHeaders bool `yaml:"response_headers"`
+	ResponseHeaders bool `yaml:"response_headers" help:"add x-warmpath-* headers to answers: endpoint, strategy, matched tokens, reason"`
 	// DrainDelay is for how long new requests are still served after the end of
 	// the process was asked for, so that Envoy's health checks notice first.
-	DrainDelay time.Duration `yaml:"drain_delay"`
+	DrainDelay time.Duration `yaml:"drain_delay" help:"how long a router that is being stopped serves on while its health says it is not ready"`
 	// DrainTimeout bounds how long requests may then go on before their streams
 	// are closed, which does not hurt the requests.
-	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	DrainTimeout time.Duration `yaml:"drain_timeout" help:"how long running requests are then waited for before their streams are closed, which does not hurt them"`
 }
 
 // DefaultConfig returns the defaults.
