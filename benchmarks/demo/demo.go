@@ -94,9 +94,9 @@ func Run(ctx context.Context, args []string, out *os.File) (err error) {
 		}
 		_ = os.RemoveAll(cfg.Dir)
 	}()
-	// 1,100 blocks of 16 tokens: an engine can keep a third of the workload's
+	// 700 blocks of 16 tokens: an engine can keep a third of the workload's
 	// prefixes and a little more, but not all of them.
-	cfg.EngineArgs = []string{"--profile", "32b", "--block-size", "16", "--blocks", "1100"}
+	cfg.EngineArgs = []string{"--profile", "32b", "--block-size", "16", "--blocks", "700"}
 
 	fmt.Fprintln(out, "Starting three engines, warmpath and Envoy …")
 	began := time.Now()
@@ -129,7 +129,7 @@ func Run(ctx context.Context, args []string, out *os.File) (err error) {
 // measure runs the workload once under every strategy, on cold engines.
 func measure(ctx context.Context, s *stack.Stack, out *os.File) ([]*result, error) {
 	w := workload{
-		groups: 6, conversations: 6, turns: 4, systemWords: 800, userWords: 50, maxToken: 32,
+		groups: 12, conversations: 4, turns: 4, systemWords: 800, userWords: 40, maxToken: 32,
 		concurrency: 9, seed: 1,
 	}
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: w.concurrency}}

@@ -60,49 +60,55 @@ type answer struct {
 // is passed to done, which is called by one goroutine at a time. It returns
 // when all are finished or ctx ends.
 func (w workload) run(ctx context.Context, client *http.Client, url, model, strategy string, done func(answer)) error {
-	type conversation struct {
-		system string
-		seed   uint64
-	}
-	var all []conversation
 	r := rand.New(rand.NewPCG(w.seed, 0))
+	var all []*conversation
 	for range w.groups {
 		system := words(r, w.systemWords)
 		for range w.conversations {
-			all = append(all, conversation{system, r.Uint64()})
+			all = append(all, &conversation{
+				rand: rand.New(rand.NewPCG(r.Uint64(), 1)), chat: []message{{"system", system}}, left: w.turns,
+			})
 		}
 	}
 	r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 
-	var mu sync.Mutex
-	next := make(chan conversation)
+	// A conversation goes to the end of the queue after each of its turns: its
+	// user reads the answer while the others go on.
+	queue := make(chan *conversation, len(all))
+	for _, c := range all {
+		queue <- c
+	}
+	left := len(all)
+	var mu sync.Mutex // guards left and orders calls of done
 	var wg sync.WaitGroup
 	for range w.concurrency {
 		wg.Go(func() {
-			for c := range next {
-				r := rand.New(rand.NewPCG(c.seed, 1))
-				chat := []message{{"system", c.system}}
-				for range w.turns {
-					chat = append(chat, message{"user", words(r, w.userWords)})
-					a := w.send(ctx, client, url, model, strategy, chat)
-					mu.Lock()
-					done(a)
-					mu.Unlock()
-					chat = append(chat, message{"assistant", a.content})
+			for c := range queue {
+				c.chat = append(c.chat, message{"user", words(c.rand, w.userWords)})
+				a := w.send(ctx, client, url, model, strategy, c.chat)
+				c.chat = append(c.chat, message{"assistant", a.content})
+				c.left--
+				mu.Lock()
+				done(a)
+				if c.left > 0 && ctx.Err() == nil {
+					queue <- c
+				} else if left--; left == 0 {
+					close(queue)
 				}
+				mu.Unlock()
 			}
 		})
 	}
-	defer wg.Wait()
-	defer close(next)
-	for _, c := range all {
-		select {
-		case next <- c:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
+	wg.Wait()
+	return ctx.Err()
+}
+
+// conversation is one user's chat so far.
+type conversation struct {
+	rand *rand.Rand
+	chat []message
+	// left is how many turns are to come.
+	left int
 }
 
 // send makes one streamed chat completion.

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/warmpath/warmpath/benchmarks/stack"
 	"github.com/warmpath/warmpath/kvindex"
@@ -411,7 +412,7 @@ func TestKilledEngineIsLeft(t *testing.T) {
 func metric(t *testing.T, s *stack.Stack, name string, labels map[string]string) float64 {
 	t.Helper()
 	r := do(t, http.MethodGet, s.Admin+"/metrics", nil)
-	parser := expfmt.NewTextParser(0)
+	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(bytes.NewReader(r.body))
 	if err != nil {
 		t.Fatal(err)

@@ -32,8 +32,10 @@ type EndpointState struct {
 // PublisherState is one event stream of an endpoint.
 type PublisherState struct {
 	Trust string `json:"trust"`
-	// LastSequence is the newest batch that is applied, -1 before the first.
-	LastSequence int64 `json:"last_sequence"`
+	Phase string `json:"phase"`
+	// Sequence is that of the newest batch that is applied, if Sequenced.
+	Sequence  int64 `json:"sequence"`
+	Sequenced bool  `json:"sequenced"`
 }
 
 // State reads warmpath's state.
@@ -142,7 +144,11 @@ func (s *Stack) behind(ctx context.Context) (string, error) {
 		if len(ep.Publishers) != 1 {
 			return "", fmt.Errorf("%s has %d publishers, want 1", e.Name, len(ep.Publishers))
 		}
-		if last := ep.Publishers[0].LastSequence; p.Running+p.Waiting > 0 || last != p.NextSeq-1 {
+		last := int64(-1)
+		if ep.Publishers[0].Sequenced {
+			last = ep.Publishers[0].Sequence
+		}
+		if p.Running+p.Waiting > 0 || last != p.NextSeq-1 {
 			busy = append(busy, fmt.Sprintf("%s runs %d and has published up to %d, warmpath has applied up to %d", e.Name, p.Running+p.Waiting, p.NextSeq-1, last))
 		}
 	}

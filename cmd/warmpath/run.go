@@ -101,7 +101,7 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 		return nil, err
 	}
 	reg.MustRegister(newIndexCollector(r.index))
-	if r.events, err = events.New(cfg.Events, r.index, hasher, log, reg); err != nil {
+	if r.events, err = events.New(cfg.Events, r.index, hasher, events.ZMQ(cfg.Events), log, reg, random()); err != nil {
 		return nil, err
 	}
 	var tok routing.Tokenizer
