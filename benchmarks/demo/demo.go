@@ -98,6 +98,8 @@ func Run(ctx context.Context, args []string, out *os.File) (err error) {
 	// prefixes and a little more, but not all of them.
 	cfg.EngineArgs = []string{"--profile", "32b", "--block-size", "16", "--blocks", "700"}
 
+	cfg.RouterArgs = []string{"--extproc.drain_delay=0s"} // nobody is left to notice
+
 	fmt.Fprintln(out, "Starting three engines, warmpath and Envoy …")
 	began := time.Now()
 	s, err := stack.Start(ctx, cfg)

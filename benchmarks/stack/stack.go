@@ -27,6 +27,8 @@ type Config struct {
 	Engines int
 	// EngineArgs are passed to every engine.
 	EngineArgs []string
+	// RouterArgs are passed to warmpath serve.
+	RouterArgs []string
 	// Model is the served model's name.
 	Model string
 	// Extra is appended to the warmpath configuration, for sections that the
@@ -130,7 +132,7 @@ func (s *Stack) yaml(addrs []string) string {
 // StartRouter starts warmpath, again after it was stopped, and waits until it
 // is ready.
 func (s *Stack) StartRouter(ctx context.Context) error {
-	p, err := start("warmpath", s.cfg.Dir, s.cfg.Warmpath, []string{"serve", "--config", s.config}, nil)
+	p, err := start("warmpath", s.cfg.Dir, s.cfg.Warmpath, append([]string{"serve", "--config", s.config}, s.cfg.RouterArgs...), nil)
 	if err != nil {
 		return err
 	}

@@ -82,6 +82,7 @@ func start(t *testing.T, change func(*stack.Config)) *stack.Stack {
 		Warmpath: filepath.Join(built.dir, "warmpath"), Enginesim: filepath.Join(built.dir, "enginesim"), Envoy: envoy,
 		Dir: dir, Engines: 3, Model: "demo", Health: 100 * time.Millisecond,
 		EngineArgs: []string{"--blocks", "400", "--block-size", "16", "--time-scale", "0.02"},
+		RouterArgs: []string{"--extproc.drain_delay=0s"},
 		Extra:      fmt.Sprintf("index: {seed_file: %q}\n", seed),
 	}
 	if change != nil {
