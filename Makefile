@@ -48,7 +48,7 @@ test: envoy ## run all tests, plainly and again with the race detector
 
 .PHONY: lint
 lint: ## check format, vet, staticcheck
-	@bad="$$($(TOOL) gofumpt -d .)"; if [[ -n "$$bad" ]]; then \
+	@bad="$$($(TOOL) gofumpt -d .)" || [[ -n "$$bad" ]]; if [[ -n "$$bad" ]]; then \
 		echo "$$bad"; echo 'not formatted; run: make format' >&2; exit 1; fi
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...

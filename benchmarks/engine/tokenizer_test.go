@@ -165,19 +165,23 @@ func TestRender(t *testing.T) {
 	}{
 		{"plain", Chat{Messages: []Message{user}}, "<|begin_of_text|><|im_start|>user\nHi<|im_end|>\n", ""},
 		{
-			"generation prompt", Chat{Messages: []Message{user}, AddGenerationPrompt: true},
+			"generation prompt",
+			Chat{Messages: []Message{user}, AddGenerationPrompt: true},
 			"<|begin_of_text|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "",
 		},
 		{
-			"continue", Chat{Messages: []Message{user, {Role: "assistant", Content: text("Yes,")}}, ContinueFinalMessage: true},
+			"continue",
+			Chat{Messages: []Message{user, {Role: "assistant", Content: text("Yes,")}}, ContinueFinalMessage: true},
 			"<|begin_of_text|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nYes,", "",
 		},
 		{
-			"parts", Chat{Messages: []Message{{Role: "user", Content: json.RawMessage(`[{"type":"text","text":"a"},{"type":"text","text":"b"}]`)}}},
+			"parts",
+			Chat{Messages: []Message{{Role: "user", Content: json.RawMessage(`[{"type":"text","text":"a"},{"type":"text","text":"b"}]`)}}},
 			"<|begin_of_text|><|im_start|>user\na\nb<|im_end|>\n", "",
 		},
 		{
-			"tools and calls", Chat{
+			"tools and calls",
+			Chat{
 				Tools: json.RawMessage(`[ {"a": 1} ]`),
 				Messages: []Message{
 					{Role: "assistant", Content: json.RawMessage("null"), ToolCalls: json.RawMessage(`[ 1 ]`)},
@@ -192,7 +196,8 @@ func TestRender(t *testing.T) {
 		{"image", Chat{Messages: []Message{{Role: "user", Content: json.RawMessage(`[{"type":"image_url"}]`)}}}, "", `type "image_url"`},
 		{"number", Chat{Messages: []Message{{Role: "user", Content: json.RawMessage(`7`)}}}, "", "messages[0].content: 7"},
 		{
-			"both ends", Chat{Messages: []Message{user}, AddGenerationPrompt: true, ContinueFinalMessage: true},
+			"both ends",
+			Chat{Messages: []Message{user}, AddGenerationPrompt: true, ContinueFinalMessage: true},
 			"", "continue_final_message: both true",
 		},
 	}
