@@ -191,7 +191,7 @@ func get(ctx context.Context, url string) error {
 func routed(ctx context.Context, url string) error {
 	h, err := request(ctx, url)
 	if err == nil && h.Get("x-warmpath-endpoint") == "" {
-		err = errors.New("Envoy answers, but without asking warmpath")
+		err = errors.New("answered by an endpoint that warmpath did not choose")
 	}
 	return err
 }
