@@ -62,12 +62,6 @@ func configReference() string {
 // helpTexts describes settings whose packages keep no help tags.
 func helpTexts() map[string]string {
 	return map[string]string{
-		"extproc.listen":                   "host:port of the ext_proc server, or unix:PATH",
-		"extproc.decision_timeout":         "time for a decision, from the last byte of the request to the reply",
-		"extproc.max_body_bytes":           "largest request body, also after unpacking; larger ones get 413",
-		"extproc.response_headers":         "add x-warmpath-* headers, which say what was decided, to answers",
-		"extproc.drain_delay":              "on termination, time in which new requests are still decided while health checks already fail",
-		"extproc.drain_timeout":            "on termination, time for running requests after that",
 		"pool.static.endpoints[].name":     "unique name, for logs and metrics",
 		"pool.static.endpoints[].address":  "ip:port of the engine's HTTP server, no host name; IPv6 in brackets",
 		"pool.static.endpoints[].models":   "names of the base model, its id first; empty: learned from the engine's /v1/models",
@@ -84,6 +78,7 @@ func helpTexts() map[string]string {
 		"events.quiet":                     "silence that ends a replay answer which has no end marker",
 		"events.give_up":                   "how long a disconnected or unanswered engine keeps its state, which is not trusted meanwhile",
 		"events.probe":                     "silence after which an engine with a replay endpoint is asked for its last batch again; 0s: never",
+		"events.confirm":                   "pause after the first replay of a connection before it is repeated, for what came in between",
 		"events.backoff_min":               "shortest pause before a connection or a replay is tried again",
 		"events.backoff_max":               "longest such pause",
 		"events.max_frame_bytes":           "largest message that is taken from an engine",

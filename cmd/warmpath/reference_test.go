@@ -20,7 +20,7 @@ func TestSettings_AreDescribed(t *testing.T) {
 		}
 		seen[s.Key] = true
 		if s.help() == "" {
-			t.Errorf("%s has no help", s.Key)
+			t.Errorf("%s has no help; give its field a help tag", s.Key)
 		}
 		if s.Help != "" && texts[s.Key] != "" {
 			t.Errorf("%s has a help tag and an entry in helpTexts", s.Key)
