@@ -12,6 +12,8 @@ import (
 type Config struct {
 	// Listen is host:port, or unix:PATH of a socket.
 	Listen string `yaml:"listen" help:"host:port or unix:PATH on which Envoy finds the router"`
+	// TLS is optional.
+	TLS TLSConfig `yaml:"tls"`
 	// DecisionTimeout bounds a decision, from the last byte of the request to
 	// the reply. Envoy's message_timeout must be longer.
 	DecisionTimeout time.Duration `yaml:"decision_timeout" help:"time for a decision, from the request's last byte to the reply; below Envoy's message_timeout"`
@@ -21,6 +23,10 @@ type Config struct {
 	// ResponseHeaders adds x-warmpath-* headers to answers, which say what was
 	// decided and why.
 	ResponseHeaders bool `yaml:"response_headers" help:"add x-warmpath-* headers to answers: endpoint, strategy, matched tokens, reason"`
+	// SampleResponses is the share of answers, from 0 to 1, whose bodies are
+	// looked at to compare the engine's report of cached tokens with what was
+	// predicted. It costs a message for every piece of such an answer.
+	SampleResponses float64 `yaml:"sample_responses" help:"share of answers, 0 to 1, whose reported cached tokens are compared with the prediction"`
 	// DrainDelay is for how long new requests are still served after the end of
 	// the process was asked for, so that Envoy's health checks notice first.
 	DrainDelay time.Duration `yaml:"drain_delay" help:"how long a router that is being stopped serves on while its health says it is not ready"`
@@ -56,11 +62,15 @@ func (c Config) Validate() error {
 	} else if _, port, err := net.SplitHostPort(c.Listen); err != nil || port == "" {
 		errs = append(errs, fmt.Errorf("listen: %q is not host:port; use for example 127.0.0.1:9002, or unix:PATH", c.Listen))
 	}
+	errs = append(errs, c.TLS.validate()...)
 	if c.DecisionTimeout <= 0 {
 		errs = append(errs, fmt.Errorf("decision_timeout: %s is not positive; use for example 2s", c.DecisionTimeout))
 	}
 	if c.MaxBodyBytes <= 0 || c.MaxBodyBytes > maxBody {
 		errs = append(errs, fmt.Errorf("max_body_bytes: %d is out of range; use 1 to %d", c.MaxBodyBytes, maxBody))
+	}
+	if !(c.SampleResponses >= 0 && c.SampleResponses <= 1) {
+		errs = append(errs, fmt.Errorf("sample_responses: %v is out of range; use 0 to 1", c.SampleResponses))
 	}
 	if c.DrainDelay < 0 {
 		errs = append(errs, fmt.Errorf("drain_delay: %s is negative; use 0s or more", c.DrainDelay))

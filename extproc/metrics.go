@@ -1,12 +1,15 @@
 package extproc
 
 import (
+	"maps"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/warmpath/warmpath/routing"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // kind is a kind of message, for metrics.
@@ -31,6 +34,44 @@ var kindNames = [numKinds]string{
 	"response_headers", "response_body", "response_trailers", "observed", "unknown",
 }
 
+// end is how much was seen of how a routed request ended, for metrics.
+type end uint8
+
+const (
+	// endUnanswered: no answer has come from an engine.
+	endUnanswered end = iota
+	// endUnseen: the answer has begun; only streamed bodies tell whether it was
+	// finished.
+	endUnseen
+	// endComplete: the end of the answer's body has been seen.
+	endComplete
+	// endAborted: a part of the body has been seen, and not its end.
+	endAborted
+	numEnds
+)
+
+var endNames = [numEnds]string{"unanswered", "unseen", "complete", "aborted"}
+
+// verdict is what came of looking at an answer, for metrics.
+type verdict uint8
+
+const (
+	// sampleCompared: prediction and report could be compared.
+	sampleCompared verdict = iota
+	// sampleNoPrediction: the prompt was not tokenized, or Envoy retried on an
+	// endpoint that nothing was predicted for.
+	sampleNoPrediction
+	// sampleNoCached: the engine does not report cached tokens.
+	sampleNoCached
+	// sampleNoUsage: the answer has no usage.
+	sampleNoUsage
+	// sampleCut: it was not seen to its end.
+	sampleCut
+	numVerdicts
+)
+
+var verdictNames = [numVerdicts]string{"compared", "no_prediction", "no_cached_tokens", "no_usage", "cut"}
+
 type metrics struct {
 	streams  prometheus.Gauge
 	messages [numKinds]prometheus.Counter
@@ -39,6 +80,13 @@ type metrics struct {
 	decision prometheus.Histogram
 	retried  prometheus.Counter
 	panics   prometheus.Counter
+	ends     [numEnds]prometheus.Counter
+
+	samples                   [numVerdicts]prometheus.Counter
+	prompt, predicted, cached *prometheus.CounterVec
+	// mu guards compared, the endpoints that have series in these three.
+	mu       sync.Mutex
+	compared map[string]bool
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -63,6 +111,30 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Requests let through unrouted because of a fault in this program.",
 		}),
 	}
+	perEndpoint := func(name, help string) *prometheus.CounterVec {
+		return f.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"endpoint"})
+	}
+	m.compared = map[string]bool{}
+	m.prompt = perEndpoint("warmpath_extproc_sampled_prompt_tokens_total",
+		"Prompt tokens of the sampled answers that could be compared with their prediction, as the engine reports them.")
+	m.predicted = perEndpoint("warmpath_extproc_sampled_predicted_tokens_total",
+		"Prompt tokens that the endpoint was expected to hold, of the same answers.")
+	m.cached = perEndpoint("warmpath_extproc_sampled_cached_tokens_total",
+		"Prompt tokens that the endpoint had cached, of the same answers, as the engine reports them.")
+	samples := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "warmpath_extproc_samples_total",
+		Help: "Answers whose bodies were looked at, by what came of it.",
+	}, []string{"result"})
+	for r := range numVerdicts {
+		m.samples[r] = samples.WithLabelValues(verdictNames[r])
+	}
+	ends := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "warmpath_extproc_ends_total",
+		Help: "Routed requests that have ended, by what was seen of their end.",
+	}, []string{"end"})
+	for e := range numEnds {
+		m.ends[e] = ends.WithLabelValues(endNames[e])
+	}
 	messages := f.NewCounterVec(prometheus.CounterOpts{
 		Name: "warmpath_extproc_messages_total",
 		Help: "Messages received from Envoy.",
@@ -81,6 +153,36 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 }
 
 func (m *metrics) message(k kind) { m.messages[k].Inc() }
+
+func (m *metrics) end(e end) { m.ends[e].Inc() }
+
+func (m *metrics) sample(r verdict) { m.samples[r].Inc() }
+
+// compare counts what an endpoint reported beside what was predicted.
+func (m *metrics) compare(endpoint string, u usage, predicted int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.compared[endpoint] = true
+	m.prompt.WithLabelValues(endpoint).Add(float64(u.prompt))
+	m.predicted.WithLabelValues(endpoint).Add(float64(predicted))
+	m.cached.WithLabelValues(endpoint).Add(float64(u.cached))
+}
+
+// retain deletes the series of endpoints that the snapshot does not have.
+func (m *metrics) retain(endpoints []*pool.Endpoint) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	gone := maps.Clone(m.compared)
+	for _, e := range endpoints {
+		delete(gone, e.Name)
+	}
+	for name := range gone {
+		delete(m.compared, name)
+		for _, v := range []*prometheus.CounterVec{m.prompt, m.predicted, m.cached} {
+			v.DeleteLabelValues(name)
+		}
+	}
+}
 
 func (m *metrics) request(r routing.Reason) {
 	if c := m.requests[r]; c != nil {

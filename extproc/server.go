@@ -9,11 +9,13 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -49,6 +51,11 @@ type Server struct {
 	log       *slog.Logger
 	metrics   *metrics
 	health    *health.Server
+	sampler   sampler
+	// certificates is nil without TLS.
+	certificates *certificates
+	// answers numbers the streams, for the sampler.
+	answers atomic.Uint64
 	// readiness guards what SetReady does against the begin of the drain.
 	readiness sync.Mutex
 
@@ -73,6 +80,13 @@ func New(cfg Config, router Router, snapshots Snapshots, log *slog.Logger, reg p
 	s := &Server{
 		cfg: cfg, router: router, snapshots: snapshots,
 		log: log.With("component", "extproc"), metrics: newMetrics(reg), health: health.NewServer(),
+		sampler: newSampler(cfg.SampleResponses),
+	}
+	if cfg.TLS.enabled() {
+		var err error
+		if s.certificates, err = newCertificates(cfg.TLS, s.log); err != nil {
+			return nil, err
+		}
 	}
 	s.draining, s.drainNow = context.WithCancel(context.Background())
 	s.closing, s.closeStreams = context.WithCancel(context.Background())
@@ -87,15 +101,22 @@ func New(cfg Config, router Router, snapshots Snapshots, log *slog.Logger, reg p
 // timeout have their streams closed without an error, which Envoy takes as
 // leave to go on without us. Run returns nil after a drain.
 func (s *Server) Run(ctx context.Context, listener net.Listener) error {
-	g := grpc.NewServer(
-		grpc.MaxRecvMsgSize(s.cfg.MaxBodyBytes+framing),
+	options := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(s.cfg.MaxBodyBytes + framing),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
-	)
+	}
+	if s.certificates != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(s.certificates.server())))
+	}
+	g := grpc.NewServer(options...)
 	extprocv3.RegisterExternalProcessorServer(g, s)
 	grpc_health_v1.RegisterHealthServer(g, &watchable{Server: s.health, ended: s.draining})
 
+	var tidying sync.WaitGroup
+	defer tidying.Wait()
+	tidying.Go(s.tidy)
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(listener) }()
 	select {
@@ -112,6 +133,20 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
 	}
 	return nil
+}
+
+// tidy deletes the series of endpoints that leave the pool, until the server
+// closes its streams.
+func (s *Server) tidy() {
+	for {
+		snapshot := s.snapshots.Snapshot()
+		s.metrics.retain(snapshot.Endpoints)
+		select {
+		case <-snapshot.Superseded():
+		case <-s.closing.Done():
+			return
+		}
+	}
 }
 
 // stopGrace is how long closed streams may take to be gone.
@@ -184,6 +219,9 @@ func (s *Server) serve(g extprocv3.ExternalProcessor_ProcessServer) {
 		}
 	}()
 	st := stream{cfg: &s.cfg, snapshots: s.snapshots, metrics: s.metrics, ctx: g.Context()}
+	if s.cfg.SampleResponses > 0 {
+		st.sampled = s.sampler.picks(s.answers.Add(1))
+	}
 	defer st.end()
 	for {
 		req, err := g.Recv()

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
@@ -54,6 +55,11 @@ type running struct {
 
 func start(t *testing.T, cfg Config, router Router, p *pool.Pool) *running {
 	t.Helper()
+	return startWith(t, cfg, router, p, insecure.NewCredentials())
+}
+
+func startWith(t *testing.T, cfg Config, router Router, p *pool.Pool, creds credentials.TransportCredentials) *running {
+	t.Helper()
 	s, err := New(cfg, router, p, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +68,7 @@ func start(t *testing.T, cfg Config, router Router, p *pool.Pool) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(1<<30), grpc.MaxCallRecvMsgSize(1<<30)))
 	if err != nil {
 		t.Fatal(err)
@@ -250,6 +256,30 @@ func TestServer_DecidesLater(t *testing.T) {
 	}
 	if reply.GetRequestHeaders() == nil || reply.GetDynamicMetadata() == nil {
 		t.Fatalf("reply after a late decision: %v", reply)
+	}
+}
+
+func TestServer_SamplesAnswers(t *testing.T) {
+	p := newPool(t, 1)
+	cfg := testConfig()
+	cfg.SampleResponses = 0.5
+	r := start(t, cfg, toFirst(p), p)
+	streamed := 0
+	for range 20 {
+		st := r.open(t)
+		exchange(t, st, get())
+		reply := exchange(t, st, &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{
+			ResponseHeaders: &extprocv3.HttpHeaders{Headers: headerMap(":status: 200\ncontent-type: application/json")},
+		}})
+		if reply.GetModeOverride().GetResponseBodyMode() == modev3.ProcessingMode_STREAMED {
+			streamed++
+		}
+		if err := st.CloseSend(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if streamed < 9 || streamed > 11 {
+		t.Errorf("%d of 20 answers were sampled, want half of them", streamed)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 
 	"github.com/warmpath/warmpath/routing"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // phase is how far a request has come. See the package documentation for the
@@ -72,6 +73,17 @@ type stream struct {
 	target  routing.Target
 	// steer is what a decision does to the headers of the request.
 	steer *extprocv3.HeaderMutation
+
+	// sampled: look for the usage in the body of the answer. reader does so,
+	// nil if this answer has none that can be read; answerer is the endpoint
+	// that answered, predicted what it was expected to hold.
+	sampled   bool
+	reader    *usageReader
+	answerer  *pool.Endpoint
+	predicted int
+	// bodySeen and complete: some of the answer's body has been seen, all of it.
+	bodySeen, complete bool
+
 	// out is what to send. The caller takes it after each step.
 	out []*extprocv3.ProcessingResponse
 }
@@ -106,6 +118,7 @@ func (s *stream) receive(req *extprocv3.ProcessingRequest, now time.Time) bool {
 	case *extprocv3.ProcessingRequest_ResponseTrailers:
 		s.metrics.message(kindResponseTrailers)
 		if s.phase != phaseClosed {
+			s.complete = true
 			s.send(responseTrailers())
 		}
 	default:
@@ -303,29 +316,51 @@ func (s *stream) responseHeaders(req *extprocv3.ProcessingRequest, m *extprocv3.
 		strategy: s.target.Strategy, reason: s.target.Reason.String(),
 		endpoint: s.target.Endpoints[0].Address, matched: s.target.MatchedTokens,
 	}
+	s.answerer = s.target.Endpoints[0]
 	if addr := served(req); addr != "" && addr != o.endpoint {
 		o.endpoint, o.matched = addr, -1
 		s.metrics.retried.Inc()
-		s.promise.Served(s.snapshots.Snapshot().ByAddress(addr))
+		s.answerer = s.snapshots.Snapshot().ByAddress(addr)
+		s.promise.Served(s.answerer)
 	}
 	s.promise.PrefillDone()
-	var override *modev3.ProcessingMode
-	if !s.duplex() && s.responseMode != modev3.ProcessingMode_FULL_DUPLEX_STREAMED && !m.GetEndOfStream() {
-		override = keepOpen(s.requestMode, modev3.ProcessingMode_NONE)
+	s.predicted = o.matched
+	if s.sampled {
+		s.reader = newUsageReader(m.GetHeaders())
 	}
+	var mutation *extprocv3.HeaderMutation
 	if s.cfg.ResponseHeaders {
-		s.send(responseHeaders(o.mutation(), override))
-	} else {
-		s.send(responseHeaders(nil, override))
+		mutation = o.mutation()
 	}
+	s.send(responseHeaders(mutation, s.override(m.GetEndOfStream())))
+}
+
+// override returns what to ask of Envoy after the headers of an answer. Envoy
+// takes no override if either body is in mode FULL_DUPLEX_STREAMED.
+func (s *stream) override(ended bool) *modev3.ProcessingMode {
+	switch {
+	case ended, s.duplex(), s.responseMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED:
+		return nil
+	case s.reader != nil:
+		return keepOpen(s.requestMode, modev3.ProcessingMode_STREAMED)
+	}
+	return keepOpen(s.requestMode, modev3.ProcessingMode_NONE)
 }
 
 func (s *stream) responseBody(m *extprocv3.HttpBody) {
-	switch {
-	case s.phase == phaseClosed:
-	case s.responseMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED:
+	if s.phase == phaseClosed {
+		return
+	}
+	s.bodySeen = true
+	if s.reader != nil {
+		s.reader.write(m.GetBody())
+	}
+	if m.GetEndOfStream() {
+		s.complete = true
+	}
+	if s.responseMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED {
 		s.send(responseChunk(m.GetBody(), m.GetEndOfStream()))
-	default:
+	} else {
 		s.send(responseBody())
 	}
 }
@@ -333,12 +368,48 @@ func (s *stream) responseBody(m *extprocv3.HttpBody) {
 // end takes the end of the stream, whatever ended it. It releases what the
 // request had reserved. Only its first call does anything.
 func (s *stream) end() {
-	undecided := s.phase == phaseBody || s.phase == phaseDeciding
+	was := s.phase
 	s.phase, s.body = phaseClosed, nil
 	if s.promise != nil {
 		s.promise.Finish()
 	}
-	if undecided {
+	switch was {
+	case phaseBody, phaseDeciding:
 		s.metrics.request(routing.ReasonCanceled)
+	case phaseRouted:
+		s.metrics.end(endUnanswered)
+	case phaseAnswered:
+		switch {
+		case s.complete:
+			s.metrics.end(endComplete)
+		case s.bodySeen:
+			s.metrics.end(endAborted)
+		default:
+			s.metrics.end(endUnseen)
+		}
+		s.compare()
+	}
+}
+
+// compare reports what a sampled answer says about its prompt beside what was
+// predicted.
+func (s *stream) compare() {
+	if s.reader == nil {
+		return
+	}
+	u, found := s.reader.end()
+	s.reader = nil
+	switch {
+	case !found && !s.complete:
+		s.metrics.sample(sampleCut)
+	case !found:
+		s.metrics.sample(sampleNoUsage)
+	case u.cached < 0:
+		s.metrics.sample(sampleNoCached)
+	case s.predicted < 0 || s.answerer == nil || s.target.PromptTokens == 0:
+		s.metrics.sample(sampleNoPrediction)
+	default:
+		s.metrics.sample(sampleCompared)
+		s.metrics.compare(s.answerer.Name, u, s.predicted)
 	}
 }

@@ -43,6 +43,7 @@ type script struct {
 	target  []string
 	reason  routing.Reason
 	matched int
+	prompt  int
 	err     *routing.Error
 	pending bool
 }
@@ -52,7 +53,7 @@ func (r *script) resolve(c *routing.Context) {
 		fmt.Fprintf(r.log, "# resolved first: %v\n", c.SetError(r.err))
 		return
 	}
-	t := routing.Target{Strategy: "scripted", Reason: r.reason, MatchedTokens: r.matched}
+	t := routing.Target{Strategy: "scripted", Reason: r.reason, MatchedTokens: r.matched, PromptTokens: r.prompt}
 	for _, a := range r.target {
 		t.Endpoints = append(t.Endpoints, r.pool.Snapshot().ByAddress(a))
 	}
@@ -247,9 +248,10 @@ func arg(d *datadriven.TestData, key, otherwise string) string {
 // TestStream_Transcripts plays testdata/streams: commands are messages from
 // Envoy or events of the router, the expected text is every reply in full.
 //
-//	new [request=MODE] [response=MODE]   begin a request; without a request
+//	new [request=MODE] [response=MODE] [sampled] [quiet] [max_body=N]
+//	                                     begin a request; without a request
 //	                                     mode Envoy does not tell its modes
-//	router target=A,B reason=R matched=N | error=R | pending
+//	router target=A,B reason=R matched=N prompt=N | error=R | pending
 //	request_headers [eos] [subset=A,B|none] …
 //	decide                               the pending decision is made
 //	late                                 its deadline passes
@@ -283,6 +285,7 @@ func (tr *transcript) command(t *testing.T, m *metrics, d *datadriven.TestData) 
 			tr.cfg.MaxBodyBytes, _ = strconv.Atoi(n)
 		}
 		tr.cfg.ResponseHeaders = !d.HasArg("quiet")
+		tr.stream.sampled = d.HasArg("sampled")
 	case "router":
 		tr.script(t, d)
 	case "decide":
@@ -345,6 +348,7 @@ func (tr *transcript) script(t *testing.T, d *datadriven.TestData) {
 	tr.router.pending = d.HasArg("pending")
 	tr.router.err, tr.router.target = nil, strings.Split(arg(d, "target", "10.0.0.1:8000"), ",")
 	tr.router.matched, _ = strconv.Atoi(arg(d, "matched", "0"))
+	tr.router.prompt, _ = strconv.Atoi(arg(d, "prompt", "0"))
 	byName := func(name string) routing.Reason {
 		for _, r := range routing.Reasons() {
 			if r.String() == name {
