@@ -25,16 +25,33 @@ type Spec struct {
 	Events string `yaml:"events"`
 	// Replay is the ZMQ endpoint of its replay socket; empty: none.
 	Replay string `yaml:"replay"`
-	// Metrics is the URL of its Prometheus metrics; empty: none.
+	// Metrics is the URL of its Prometheus metrics; empty: load.path on Address.
 	Metrics string `yaml:"metrics"`
-	// Labels are free-form.
+	// Labels are free-form; the external-filter header selects by them.
 	Labels map[string]string `yaml:"labels"`
+	// Annotations are free-form; routing reads profiles from them.
+	Annotations map[string]string `yaml:"annotations"`
 }
 
 // Config describes the pool.
 type Config struct {
 	Static StaticConfig `yaml:"static"`
 	Health HealthConfig `yaml:"health"`
+	Load   LoadConfig   `yaml:"load"`
+}
+
+// LoadConfig says how the engines' own metrics are read.
+type LoadConfig struct {
+	// Path is where endpoints that name no metrics URL serve their metrics;
+	// empty: only endpoints that name one are read.
+	Path string `yaml:"path" help:"path of the engines' Prometheus metrics, for endpoints without a metrics URL (TensorRT-LLM: /prometheus/metrics); empty: those are not read"`
+	// Interval is the longest time between two reads of an idle endpoint; one
+	// with requests in flight is read four times as often.
+	Interval time.Duration `yaml:"interval" help:"time between two reads of an idle engine's metrics; a busy one is read four times as often; 0s: never"`
+	// Timeout bounds one read.
+	Timeout time.Duration `yaml:"timeout" help:"time after which a read of an engine's metrics is given up"`
+	// StaleAfter is the age at which metrics count as missing.
+	StaleAfter time.Duration `yaml:"stale_after" help:"age at which an engine's metrics no longer count"`
 }
 
 // StaticConfig lists endpoints that never change.
@@ -55,7 +72,10 @@ type HealthConfig struct {
 
 // DefaultConfig returns a pool without endpoints.
 func DefaultConfig() Config {
-	return Config{Health: HealthConfig{Path: "/health", Interval: time.Second, Timeout: 500 * time.Millisecond}}
+	return Config{
+		Health: HealthConfig{Path: "/health", Interval: time.Second, Timeout: 500 * time.Millisecond},
+		Load:   LoadConfig{Path: "/metrics", Interval: time.Second, Timeout: 500 * time.Millisecond, StaleAfter: 3 * time.Second},
+	}
 }
 
 // Validate reports every fault of c, one an error, each starting with the
@@ -86,7 +106,28 @@ func (c Config) Validate() error {
 	if c.Health.Timeout <= 0 {
 		errs = append(errs, fmt.Errorf("health.timeout: %s is not positive; use for example 500ms", c.Health.Timeout))
 	}
+	errs = append(errs, c.Load.validate()...)
 	return errors.Join(errs...)
+}
+
+func (c LoadConfig) validate() []error {
+	var errs []error
+	if c.Path != "" && !strings.HasPrefix(c.Path, "/") {
+		errs = append(errs, fmt.Errorf("load.path: %q does not start with a slash; use for example /metrics", c.Path))
+	}
+	if c.Interval == 0 {
+		return errs // the rest is not used
+	}
+	if c.Interval < 40*time.Millisecond || c.Interval > time.Second {
+		errs = append(errs, fmt.Errorf("load.interval: %s is out of range; use 40ms to 1s, or 0s to read no metrics", c.Interval))
+	}
+	if c.Timeout <= 0 {
+		errs = append(errs, fmt.Errorf("load.timeout: %s is not positive; use for example 500ms", c.Timeout))
+	}
+	if c.StaleAfter < c.Interval+c.Timeout {
+		errs = append(errs, fmt.Errorf("load.stale_after: %s is shorter than one read may take (load.interval and load.timeout, together %s); use for example %s", c.StaleAfter, c.Interval+c.Timeout, 2*(c.Interval+c.Timeout)))
+	}
+	return errs
 }
 
 func (s Spec) validate(at string) []error {

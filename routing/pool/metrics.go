@@ -8,6 +8,8 @@ import (
 type metrics struct {
 	endpoints     map[Health]prometheus.Gauge
 	probeFailures prometheus.Counter
+	loadReads     prometheus.Counter
+	loadFailures  map[loadFault]prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -22,6 +24,18 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "warmpath_pool_probe_failures_total",
 			Help: "Health probes that failed or timed out.",
 		}),
+	}
+	m.loadReads = f.NewCounter(prometheus.CounterOpts{
+		Name: "warmpath_pool_load_reads_total",
+		Help: "Reads of an engine's metrics that told its load.",
+	})
+	failures := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "warmpath_pool_load_failures_total",
+		Help: "Reads of an engine's metrics that told nothing, by why.",
+	}, []string{"reason"})
+	m.loadFailures = map[loadFault]prometheus.Counter{}
+	for _, r := range []loadFault{faultUnreachable, faultStatus, faultUnknownMetrics, faultTooLarge} {
+		m.loadFailures[r] = failures.WithLabelValues(string(r))
 	}
 	for _, h := range []Health{HealthUnknown, HealthReady, HealthFailed} {
 		m.endpoints[h] = endpoints.WithLabelValues(h.String())

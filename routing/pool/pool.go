@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"maps"
@@ -24,6 +25,8 @@ type Pool struct {
 	metrics *metrics
 	client  *http.Client
 	rand    *rand.Rand
+	names   map[string]metric
+	buffers sync.Pool
 
 	snapshot atomic.Pointer[Snapshot]
 
@@ -55,8 +58,9 @@ type member struct {
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.Client, random *rand.Rand) *Pool {
 	p := &Pool{
 		cfg: cfg, log: log.With("component", "pool"), metrics: newMetrics(reg), client: client, rand: random,
-		probed: make(chan struct{}),
+		names: metricNames(), probed: make(chan struct{}),
 	}
+	p.buffers.New = func() any { return new(bytes.Buffer) }
 	p.snapshot.Store(newSnapshot(nil))
 	p.set(cfg.Static.Endpoints)
 	return p
@@ -83,6 +87,9 @@ func (p *Pool) Run(ctx context.Context) error {
 		first := time.Duration(p.rand.Int64N(int64(p.cfg.Health.Interval) / 4))
 		seed := p.rand.Uint64()
 		wg.Go(func() { p.watch(ctx, m, first, rand.New(rand.NewPCG(seed, 1))) })
+		if url := p.metricsURL(m.spec); url != "" {
+			wg.Go(func() { p.follow(ctx, m, url, first, rand.New(rand.NewPCG(seed, 2))) })
+		}
 	}
 	p.mu.Unlock()
 	wg.Wait()

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"go.uber.org/goleak"
 )
 
@@ -50,6 +51,7 @@ func running(t *testing.T, specs ...Spec) *Pool {
 	cfg := DefaultConfig()
 	cfg.Health.Interval = 10 * time.Millisecond
 	cfg.Health.Timeout = 5 * time.Second
+	cfg.Load.Interval, cfg.Load.Timeout = 40*time.Millisecond, 5*time.Second
 	cfg.Static.Endpoints = specs
 	client := &http.Client{Transport: &http.Transport{}}
 	p := New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), client, rand.New(rand.NewPCG(1, 1)))
@@ -179,8 +181,8 @@ func TestPool_SetKeepsWhatDidNotChange(t *testing.T) {
 
 func TestState_BlockSizesAreBounded(t *testing.T) {
 	var s State
-	for n := 1; n <= maxBlockSizes; n++ {
-		if !s.ObserveBlockSize(n) || !s.ObserveBlockSize(n) {
+	for i := range 2 * maxBlockSizes { // each of them twice
+		if n := 1 + i%maxBlockSizes; !s.ObserveBlockSize(n) {
 			t.Errorf("block size %d was refused", n)
 		}
 	}
@@ -226,4 +228,29 @@ health.timeout: 0s is not positive; use for example 500ms`)
 	if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(bad.Validate().Error(), "\n")); diff != "" {
 		t.Errorf("faults (-want +got):\n%s", diff)
 	}
+}
+
+// poll waits until ok holds.
+func poll(t *testing.T, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("it never came to the awaited state")
+		}
+	}
+}
+
+func counter(t *testing.T, c prometheus.Counter) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
 }

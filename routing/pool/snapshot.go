@@ -2,7 +2,7 @@ package pool
 
 import (
 	"slices"
-	"sync/atomic"
+	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
 )
@@ -58,77 +58,13 @@ type Endpoint struct {
 	modelsKnown bool
 }
 
-// Candidate tells whether requests may be sent to the endpoint.
+// Candidate tells whether requests may be sent to the endpoint, as far as its
+// health probe says. Whether it fails requests is for [Endpoint.Cooling].
 func (e *Endpoint) Candidate() bool { return e.Health != HealthFailed }
 
-// State counts the work that this router has given to one incarnation of an
-// endpoint, and holds what its event stream told about it. Safe for
-// concurrent use.
-type State struct {
-	inFlight      atomic.Int64
-	prefillTokens atomic.Int64
-	blockSizes    atomic.Pointer[[]int]
-}
-
-// Reserve counts one more request in flight, with tokens of prefill work
-// ahead of it.
-func (s *State) Reserve(tokens int64) {
-	s.inFlight.Add(1)
-	s.prefillTokens.Add(tokens)
-}
-
-// Release undoes one Reserve. tokens is what is left of its prefill work: 0
-// after [State.PrefillDone].
-func (s *State) Release(tokens int64) {
-	s.inFlight.Add(-1)
-	s.prefillTokens.Add(-tokens)
-}
-
-// PrefillDone takes back the prefill work of a request that stays in flight.
-func (s *State) PrefillDone(tokens int64) { s.prefillTokens.Add(-tokens) }
-
-// InFlight returns the number of requests that this router has in flight on
-// the endpoint.
-func (s *State) InFlight() int64 { return s.inFlight.Load() }
-
-// PrefillTokens returns the prefill tokens reserved by those requests.
-func (s *State) PrefillTokens() int64 { return s.prefillTokens.Load() }
-
-// maxBlockSizes bounds what a publisher can make every request hash: one
-// chain is hashed for each block size in use.
-const maxBlockSizes = 4
-
-// ObserveBlockSize records that the endpoint's events use blocks of n tokens.
-// It reports whether requests will be hashed for that size: the first few
-// sizes are kept, later ones are refused.
-func (s *State) ObserveBlockSize(n int) bool {
-	for {
-		old := s.blockSizes.Load()
-		var sizes []int
-		if old != nil {
-			sizes = *old
-		}
-		if slices.Contains(sizes, n) {
-			return true
-		}
-		if len(sizes) == maxBlockSizes {
-			return false
-		}
-		grown := append(slices.Clone(sizes), n)
-		if s.blockSizes.CompareAndSwap(old, &grown) {
-			return true
-		}
-	}
-}
-
-// BlockSizes returns the block sizes seen so far. The slice must not be
-// changed.
-func (s *State) BlockSizes() []int {
-	if p := s.blockSizes.Load(); p != nil {
-		return *p
-	}
-	return nil
-}
+// Cooling tells whether the endpoint failed requests a short time ago, so that
+// others should be preferred at now.
+func (e *Endpoint) Cooling(now time.Time) bool { return e.State.Cooling(now) }
 
 // Model is one model name that requests may ask for.
 type Model struct {
