@@ -1,12 +1,20 @@
 package extproc
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/warmpath/warmpath/routing"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // chatBody returns a chat of about n bytes, written as the OpenAI client for
@@ -59,6 +67,79 @@ func BenchmarkParseJSON(b *testing.B) {
 				if _, err := parseJSON(apiChat, body, false); err != nil {
 					b.Fatal(err)
 				}
+			}
+		})
+	}
+}
+
+// requestMessages are the messages of one POST as Envoy sends them: the
+// headers that a client and Envoy set, a chat, and the answer's headers.
+func requestMessages(t testing.TB, size int) [][]byte {
+	t.Helper()
+	body := chatBody(t, size)
+	headers := headersOf(false,
+		":authority", "llm.example.com", ":path", "/v1/chat/completions", ":method", "POST", ":scheme", "https",
+		"accept", "application/json", "accept-encoding", "gzip, deflate", "authorization", "Bearer sk-0123456789abcdef0123456789abcdef",
+		"content-type", "application/json", "content-length", fmt.Sprint(len(body)), "user-agent", "OpenAI/Python 1.99.1",
+		"x-stainless-arch", "x64", "x-stainless-async", "false", "x-stainless-lang", "python", "x-stainless-os", "Linux",
+		"x-stainless-package-version", "1.99.1", "x-forwarded-for", "10.1.2.3", "x-forwarded-proto", "https",
+		"x-request-id", "0123456789abcdef0123456789abcdef")
+	answer := &extprocv3.ProcessingRequest{
+		Request: &extprocv3.ProcessingRequest_ResponseHeaders{ResponseHeaders: &extprocv3.HttpHeaders{
+			Headers: headerMap(":status: 200\ndate: Sat, 21 Nov 2026 10:54:17 GMT\nserver: uvicorn\ncontent-type: text/event-stream; charset=utf-8"),
+		}},
+		Attributes: map[string]*structpb.Struct{attributeNamespace: {Fields: map[string]*structpb.Value{
+			attributeUpstream: structpb.NewStringValue("10.0.0.1:8000"),
+		}}},
+	}
+	var raw [][]byte
+	for _, m := range []*extprocv3.ProcessingRequest{headers, bodyOf(body), answer} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw = append(raw, b)
+	}
+	return raw
+}
+
+// request runs one request through the state machine and the codec.
+func request(t testing.TB, raw [][]byte, cfg *Config, m *metrics, p *pool.Pool, route routerFunc, out []byte) []byte {
+	s := stream{cfg: cfg, snapshots: p, metrics: m, ctx: context.Background()}
+	for _, b := range raw {
+		var req extprocv3.ProcessingRequest
+		if err := proto.Unmarshal(b, &req); err != nil {
+			t.Fatal(err)
+		}
+		if s.receive(&req, time.Time{}) {
+			route(s.promise)
+			s.decided(s.promise.Target(s.promise))
+		}
+		for _, r := range s.take() {
+			var err error
+			if out, err = (proto.MarshalOptions{}).MarshalAppend(out[:0], r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if s.phase != phaseAnswered {
+		t.Fatalf("the request ended in phase %d", s.phase)
+	}
+	s.end()
+	return out
+}
+
+// BenchmarkRequest is all that this package does for a request, and the codec,
+// without the transport and the router.
+func BenchmarkRequest(b *testing.B) {
+	for _, size := range []int{1 << 10, 10 << 10, 100 << 10} {
+		b.Run(fmt.Sprintf("bytes=%d", size), func(b *testing.B) {
+			cfg, m, p := DefaultConfig(), newMetrics(prometheus.NewRegistry()), newPool(b, 2)
+			raw, route := requestMessages(b, size), toFirst(p)
+			var out []byte
+			b.ReportAllocs()
+			for b.Loop() {
+				out = request(b, raw, &cfg, m, p, route, out)
 			}
 		})
 	}

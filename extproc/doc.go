@@ -20,8 +20,8 @@
 //
 // Closed is also what every end of the stream leads to: the end of the HTTP
 // request, an abort by the client, a reset by the engine, a drain. It releases
-// what the request had reserved, once. Only streamed response bodies would
-// tell a finished answer from an aborted one, so the two are not told apart.
+// what the request had reserved, once. A finished answer is told from an
+// aborted one only where its body is seen.
 //
 // # Body modes
 //
@@ -35,14 +35,19 @@
 //     that arrived whole count; a model behind the cut stays unknown.
 //   - FULL_DUPLEX_STREAMED: the reply to the headers is withheld until the body
 //     is complete, which is then handed back in pieces. Envoy does not bound
-//     the body, so max_body_bytes does.
+//     the body, so max_body_bytes does. Envoy takes no mode override then:
+//     response_trailer_mode must be SEND in its configuration, or requests
+//     leave the counts when their answers begin.
 //   - NONE, STREAMED, GRPC: Envoy wants the headers' reply before it shows the
 //     body, so the request is decided without its model: use them only in front
 //     of endpoints that all serve the same models.
 //
-// Responses are taken in any mode. By a mode override, where Envoy allows it,
-// only their headers are sent to us, and the stream stays open until the
-// answer has ended, which makes the counts of requests in flight exact.
+// Responses are taken in any mode. By a mode override, where Envoy allows it
+// (allow_mode_override), only their headers are sent to us, and the stream
+// stays open until the answer has ended, which makes the counts of requests in
+// flight exact. Of a sampled share of answers (sample_responses) the body is
+// asked for as well, in mode STREAMED, to compare the cached tokens that the
+// engine reports with what was predicted.
 //
 // # Promises
 //
