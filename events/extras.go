@@ -125,6 +125,7 @@ func (d *Decoder) blockKeys(p int, root bool) (end int, err error) {
 		return p, err
 	}
 	var bare []byte
+	named := e.Lora == "" // the adapter's name has been passed; a salt may equal it
 	for {
 		at, ok := items.next()
 		if !ok {
@@ -143,7 +144,9 @@ func (d *Decoder) blockKeys(p int, root bool) (end int, err error) {
 			return p, err
 		case msgpcode.IsBin(raw[at]):
 			e.extra = appendText(append(e.extra, extraBytes), b)
-		case e.Lora == "" || string(b) != e.Lora:
+		case !named && string(b) == e.Lora:
+			named = true
+		default:
 			if bare != nil {
 				e.extra = appendMultimodal(e.extra, bare, 0)
 			}

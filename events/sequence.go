@@ -87,6 +87,8 @@ const confirmAfter = 256
 // applied, not behind it, and that batch must come back byte for byte the
 // same (its time stamp is inside). Anything else is another process, and a new
 // generation of the state. Sequence numbers prove nothing across connections.
+// A process that is replaced between the live connection and the first replay
+// on it is seen when the end of that connection is.
 type Sequence struct {
 	replay bool // a replay endpoint exists
 	phase  Phase
@@ -146,7 +148,7 @@ func (s *Sequence) Next() (next uint64, ok bool) { return s.next, s.started }
 func (s *Sequence) Trust() kvindex.Trust {
 	switch s.phase {
 	case Live:
-		if s.joined {
+		if s.joined && !s.deadEnd {
 			return kvindex.TrustExact
 		}
 	case Stale:
@@ -434,9 +436,13 @@ func (s *Sequence) apply() Step {
 	return Step{Frame: Apply}
 }
 
-// restarted begins the generation of another process.
+// restarted begins the generation of another process. A live connection that
+// was in force before leads to the old one.
 func (s *Sequence) restarted() Step {
 	reset := s.forget()
+	if s.joined {
+		return Step{Reset: reset, Reconnect: true}
+	}
 	st := s.askAll()
 	st.Reset = reset
 	return st

@@ -191,7 +191,7 @@ func (s *subscriber) session(ctx context.Context, stream Stream) error {
 			s.onDue(ctx, time.Now())
 		}
 	}
-	return errors.New("sequence fell within one connection")
+	return errors.New("the live connection leads to another process than the one that answers")
 }
 
 // receive reads live messages until the connection ends.
