@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/warmpath/warmpath/deploy/envoy"
+	"github.com/warmpath/warmpath/extproc"
 	"github.com/warmpath/warmpath/routing/pool"
 )
 
@@ -24,9 +25,19 @@ type EnvoyConfig struct {
 	// Router is host:port or unix:PATH. Empty: extproc.listen, over loopback if
 	// that is a wildcard.
 	Router string `yaml:"router" help:"host:port or unix:PATH where Envoy reaches the router; empty: extproc.listen, over loopback if that is a wildcard"`
+	// RouterTLS is how Envoy and the router know each other where extproc.tls is
+	// set.
+	RouterTLS RouterTLSConfig `yaml:"router_tls"`
 	// MessageTimeout is how long Envoy waits for one answer of the router. 0:
 	// the longest decision and a second.
 	MessageTimeout time.Duration `yaml:"message_timeout" help:"how long Envoy waits for one answer of the router; 0s: its decision deadline and 1s"`
+}
+
+// RouterTLSConfig names files on Envoy's machine, in PEM.
+type RouterTLSConfig struct {
+	CA   string `yaml:"ca" help:"file, for Envoy, of the authorities that have signed extproc.tls.cert, PEM"`
+	Cert string `yaml:"cert" help:"file, for Envoy, of its certificate where extproc.tls.client_ca asks for one, PEM"`
+	Key  string `yaml:"key" help:"file, for Envoy, of the key of that certificate, PEM"`
 }
 
 // DefaultEnvoyConfig returns the section where nothing is set.
@@ -44,6 +55,9 @@ func (c EnvoyConfig) Validate() error {
 	}
 	if c.MessageTimeout < 0 {
 		errs = append(errs, fmt.Errorf("message_timeout: %s is negative; use 0s for the default", c.MessageTimeout))
+	}
+	if (c.RouterTLS.Cert == "") != (c.RouterTLS.Key == "") {
+		errs = append(errs, errors.New("router_tls: cert and key go together; set both or none"))
 	}
 	return errors.Join(errs...)
 }
@@ -67,6 +81,7 @@ func routingHeaders() []string {
 // bootstrap is the data of the template.
 type bootstrap struct {
 	Listen, Admin, Router         string
+	TLS                           *routerTLS // nil: none
 	MessageTimeout                time.Duration
 	BufferLimitBytes              int
 	Retries                       int
@@ -99,6 +114,10 @@ func envoyBootstrap(cfg Config) ([]byte, error) {
 			return nil, fmt.Errorf("%s: %w", a.field, err)
 		}
 	}
+	var err error
+	if b.TLS, err = cfg.routerTLS(); err != nil {
+		return nil, err
+	}
 	t, err := template.New("bootstrap.yaml").Option("missingkey=error").Funcs(template.FuncMap{
 		"address": envoyAddress,
 		"quote":   quote,
@@ -113,6 +132,38 @@ func envoyBootstrap(cfg Config) ([]byte, error) {
 		return nil, err
 	}
 	return out.Bytes(), nil
+}
+
+// routerTLS is TLS between Envoy and the router. Name is what the router's
+// certificate must be for, empty on a socket, and SANType says what it is, as
+// Envoy calls it.
+type routerTLS struct {
+	RouterTLSConfig
+	Name, SANType string
+}
+
+// routerTLS returns nil if the router serves without TLS.
+func (c Config) routerTLS() (*routerTLS, error) {
+	server, t := c.ExtProc.TLS, &routerTLS{RouterTLSConfig: c.Envoy.RouterTLS}
+	if server == (extproc.TLSConfig{}) {
+		return nil, nil
+	}
+	if t.CA == "" {
+		return nil, errors.New("envoy.router_tls.ca: empty, but extproc.tls is set; name the file with which Envoy checks the router's certificate")
+	}
+	if server.ClientCA != "" && t.Cert == "" {
+		return nil, errors.New("envoy.router_tls.cert: empty, but extproc.tls.client_ca is set; name the file with Envoy's certificate")
+	}
+	address := c.routerAddress()
+	if strings.HasPrefix(address, unixPrefix) {
+		return t, nil
+	}
+	host, _, err := net.SplitHostPort(address)
+	t.Name, t.SANType = host, "DNS"
+	if _, bad := netip.ParseAddr(host); bad == nil {
+		t.SANType = "IP_ADDRESS"
+	}
+	return t, err
 }
 
 // routerAddress returns where Envoy finds the ext_proc server.
