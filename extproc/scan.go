@@ -215,7 +215,8 @@ func (s *scanner) escape() {
 	case 'u':
 		s.pos++
 		for range 4 {
-			if c := s.peek() | 0x20; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			c := s.peek()
+			if lower := c | 0x20; (c < '0' || c > '9') && (lower < 'a' || lower > 'f') {
 				s.fail("invalid unicode escape")
 				return
 			}
