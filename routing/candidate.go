@@ -1,6 +1,8 @@
 package routing
 
 import (
+	"slices"
+
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing/pool"
 )
@@ -47,15 +49,16 @@ func (sc *scratch) unindex() {
 // merge adds the matches of one block size to the candidates and returns the
 // longest match in tokens. An endpoint of several ranks holds what all of them
 // hold, for nothing steers a request to one rank. Matches of an endpoint that
-// is no candidate, or of a predecessor of one, do not count.
-func (sc *scratch) merge(blockSize int) int {
+// is no candidate, of a predecessor of one, or not in only (nil: any) do not
+// count.
+func (sc *scratch) merge(blockSize int, only []*pool.Endpoint) int {
 	for i := range sc.matches {
 		m := &sc.matches[i]
 		if int(m.Endpoint) >= len(sc.position) || sc.position[m.Endpoint] < 0 {
 			continue
 		}
 		c := &sc.candidates[sc.position[m.Endpoint]]
-		if c.Endpoint.Incarnation != m.Incarnation {
+		if c.Endpoint.Incarnation != m.Incarnation || (only != nil && !slices.Contains(only, c.Endpoint)) {
 			continue
 		}
 		if c.ranks == 0 || m.Confirmed < c.blocks {

@@ -17,7 +17,10 @@ type Target struct {
 	Reason   Reason
 	// PromptTokens is the prompt's length, 0 if it was not tokenized;
 	// MatchedTokens how many of them, from the start, the chosen endpoint held.
+	// PromptTokens is an estimate where Tokens.Unseen is not 0.
 	PromptTokens, MatchedTokens int
+	// Tokens says where the prompt's tokens came from.
+	Tokens TokenView
 
 	// work is the prefill work reserved on the endpoint, in tokens.
 	work int64

@@ -18,6 +18,8 @@ type Decision struct {
 	Reason    string    `json:"reason"`
 	// PromptTokens is 0 if the prompt was not tokenized.
 	PromptTokens int `json:"prompt_tokens"`
+	// Tokens says where the prompt's tokens came from.
+	Tokens TokenView `json:"tokens"`
 	// Considered is the number of candidates; Candidates are the best of them
 	// in the order of preference, the first being the one chosen.
 	Considered int             `json:"considered"`
@@ -70,7 +72,7 @@ func (l *decisionLog) record(req *Request, t *Target, cands []Candidate) {
 	}
 	*d = Decision{
 		Time: req.Arrived, RequestID: req.ID, Model: req.Model, Strategy: t.Strategy, Reason: t.Reason.String(),
-		PromptTokens: t.PromptTokens, Considered: len(cands), Candidates: views,
+		PromptTokens: t.PromptTokens, Tokens: t.Tokens, Considered: len(cands), Candidates: views,
 	}
 	l.next++
 	if l.next == len(l.ring) {
@@ -105,6 +107,9 @@ func (d Decision) Words() string {
 			fmt.Fprintf(&b, ", as far as its %s event history says", won.Trust)
 		}
 		b.WriteByte('.')
+	}
+	if w := d.Tokens.words(); w != "" {
+		b.WriteString(" " + w)
 	}
 	fmt.Fprintf(&b, " This router has %s in flight there.", requests(won.InFlight))
 	for _, c := range d.Candidates[1:] {
@@ -146,6 +151,8 @@ func (d Decision) because() string {
 		return "the tokenizer took too long, so that cached prefixes could not be looked up, and no candidate has fewer requests in flight"
 	case ReasonTokenizerRefused.String():
 		return "the tokenizer refused the prompt, and no candidate has fewer requests in flight"
+	case ReasonTokenizerForm.String():
+		return "the tokenizer has no form for such a prompt, and no candidate has fewer requests in flight"
 	}
 	return d.Reason
 }

@@ -33,6 +33,9 @@ const (
 	// ReasonTokenizerRefused: the tokenizer refused the prompt; least loaded,
 	// and the engine will say what is wrong with it.
 	ReasonTokenizerRefused
+	// ReasonTokenizerForm: the tokenizers have no form for such a prompt; least
+	// loaded.
+	ReasonTokenizerForm
 )
 
 // Reasons of an [Error].
@@ -65,6 +68,7 @@ var reasonNames = map[Reason]string{
 	ReasonTokenizerDown:    "tokenizer_unavailable",
 	ReasonTokenizerTimeout: "tokenizer_timeout",
 	ReasonTokenizerRefused: "tokenizer_refused",
+	ReasonTokenizerForm:    "tokenizer_form",
 	ReasonBadRequest:       "bad_request",
 	ReasonUnknownStrategy:  "unknown_strategy",
 	ReasonModelNotFound:    "model_not_found",
@@ -97,7 +101,7 @@ func (r Reason) String() string {
 // strategy wants.
 func (r Reason) Degraded() bool {
 	switch r {
-	case ReasonNoEvents, ReasonTokenizerDown, ReasonTokenizerTimeout, ReasonTokenizerRefused:
+	case ReasonNoEvents, ReasonTokenizerDown, ReasonTokenizerTimeout, ReasonTokenizerRefused, ReasonTokenizerForm:
 		return true
 	}
 	return false

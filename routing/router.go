@@ -1,7 +1,6 @@
 package routing
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -23,13 +22,6 @@ type Pool interface {
 // Index tells which publishers hold how much of a chain.
 type Index interface {
 	Match(dst []kvindex.Match, chain []kvindex.BlockHash, now time.Time, want func(kvindex.Publisher) bool) []kvindex.Match
-}
-
-// Tokenizer turns a prompt into the token ids that the engine will see.
-// serving are endpoints that serve the request's model. An error's reason
-// becomes the decision's; the slice belongs to the caller until ctx ends.
-type Tokenizer interface {
-	Tokenize(ctx context.Context, r *Request, serving []*pool.Endpoint) ([]kvindex.TokenID, *Error)
 }
 
 // Router decides. Its methods are safe for concurrent use.
@@ -73,6 +65,9 @@ func New(cfg Config, p Pool, index Index, tokenizer Tokenizer, hasher kvindex.Ha
 // scratch is the memory of one decision, used again by later ones.
 type scratch struct {
 	candidates []Candidate
+	query      TokenQuery
+	tokens     []Tokens
+	blocks     []TokenBlocks
 	contents   []kvindex.ContentHash
 	chain      []kvindex.BlockHash
 	matches    []kvindex.Match
@@ -112,11 +107,11 @@ func (r *Router) Route(c *Context) {
 		r.fail(c, noEndpoint(&c.Request, len(serving)))
 		return
 	}
-	reason, promptTokens := s.reason, 0
+	reason, promptTokens, tokens := s.reason, 0, TokenView{}
 	if s.matches {
-		reason, promptTokens = r.match(c, sc, scope, serving)
+		reason, promptTokens, tokens = r.match(c, sc, scope, serving)
 	}
-	t := r.selectAndReserve(c, s, sc, reason, promptTokens)
+	t := r.selectAndReserve(c, s, sc, reason, promptTokens, tokens)
 	if c.SetTarget(t) {
 		r.metrics.decided(s.name, t)
 	}
@@ -167,65 +162,9 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s[:limit], "") + "…"
 }
 
-// match fills in how many of the prompt's tokens each candidate holds.
-func (r *Router) match(c *Context, sc *scratch, scope kvindex.Scope, serving []*pool.Endpoint) (Reason, int) {
-	sizes := blockSizes(sc.candidates)
-	if len(sizes) == 0 {
-		return ReasonNoEvents, 0
-	}
-	tokens, reason := r.tokens(c, serving)
-	if reason != ReasonNone {
-		return reason, 0
-	}
-	sc.index()
-	defer sc.unindex()
-	short, best := true, 0
-	for _, size := range sizes {
-		// The block of the last token is never reused: engines compute at least
-		// one token of every prompt.
-		blocks := (len(tokens) - 1) / size
-		if blocks <= 0 {
-			continue
-		}
-		short = false
-		scope.BlockSize = size
-		sc.contents = r.hasher.AppendContents(sc.contents[:0], tokens[:blocks*size], size)
-		sc.chain = kvindex.AppendChain(sc.chain[:0], r.hasher.Root(scope), sc.contents)
-		sc.matches = r.index.Match(sc.matches[:0], sc.chain, c.Request.Arrived, nil)
-		best = max(best, sc.merge(size))
-	}
-	switch {
-	case short:
-		return ReasonShort, len(tokens)
-	case best == 0:
-		return ReasonCold, len(tokens)
-	}
-	return ReasonPrefix, len(tokens)
-}
-
-// tokens returns the prompt's token ids, or the reason why there are none.
-func (r *Router) tokens(c *Context, serving []*pool.Endpoint) ([]kvindex.TokenID, Reason) {
-	p := &c.Request.Prompt
-	switch {
-	case p.Kind == PromptTokens:
-		return p.Tokens, ReasonNone
-	case p.Kind == PromptNone, p.Multimodal:
-		// Two images have the same placeholder tokens: ids alone would match
-		// another client's image.
-		return nil, ReasonNoPrompt
-	case r.tokenizer == nil:
-		return nil, ReasonTokenizerDown
-	}
-	tokens, err := r.tokenizer.Tokenize(c, &c.Request, serving)
-	if err != nil {
-		return nil, err.Reason
-	}
-	return tokens, ReasonNone
-}
-
 // selectAndReserve picks the best candidate and counts the request on it, in
 // one step, and lists the next best behind it.
-func (r *Router) selectAndReserve(c *Context, s *strategy, sc *scratch, reason Reason, promptTokens int) Target {
+func (r *Router) selectAndReserve(c *Context, s *strategy, sc *scratch, reason Reason, promptTokens int, tokens TokenView) Target {
 	cands := sc.candidates
 	n := min(1+r.cfg.Fallbacks, len(cands))
 	endpoints := make([]*pool.Endpoint, n)
@@ -243,7 +182,7 @@ func (r *Router) selectAndReserve(c *Context, s *strategy, sc *scratch, reason R
 		endpoints[i] = cands[i].Endpoint
 	}
 	t := Target{
-		Endpoints: endpoints, Strategy: s.name, Reason: reason,
+		Endpoints: endpoints, Strategy: s.name, Reason: reason, Tokens: tokens,
 		PromptTokens: promptTokens, MatchedTokens: cands[0].MatchedTokens,
 		work: int64(promptTokens - cands[0].MatchedTokens),
 	}

@@ -226,7 +226,7 @@ func TestMerge_TakesTheWorstRank(t *testing.T) {
 	sc.matches = []kvindex.Match{
 		match(1, 9, kvindex.TrustExact), match(2, 3, kvindex.TrustExact), match(1, 5, kvindex.TrustIncomplete), match(77, 50, kvindex.TrustExact),
 	}
-	if best := sc.merge(10); best != 50 {
+	if best := sc.merge(10, nil); best != 50 {
 		t.Errorf("best = %d, want 50", best)
 	}
 	if c := sc.candidates[0]; c.MatchedTokens != 50 || c.Trust != kvindex.TrustIncomplete {
@@ -234,7 +234,7 @@ func TestMerge_TakesTheWorstRank(t *testing.T) {
 	}
 	sc.candidates[0].MatchedTokens = 0
 	sc.matches = []kvindex.Match{match(1, 9, kvindex.TrustExact)}
-	sc.merge(10)
+	sc.merge(10, nil)
 	if got := sc.candidates[0].MatchedTokens; got != 0 {
 		t.Errorf("one of two ranks matched: %d tokens, want 0", got)
 	}
@@ -332,8 +332,15 @@ type fixedTokenizer struct {
 	err    *Error
 }
 
-func (f fixedTokenizer) Tokenize(context.Context, *Request, []*pool.Endpoint) ([]kvindex.TokenID, *Error) {
-	return f.tokens, f.err
+func (f fixedTokenizer) Tokenize(_ context.Context, q *TokenQuery, dst []Tokens) ([]Tokens, *Error) {
+	if f.err != nil {
+		return dst, f.err
+	}
+	t := Tokens{Source: TokensRemote, Count: len(f.tokens)}
+	for _, size := range q.BlockSizes {
+		t.Blocks = append(t.Blocks, TokenBlocks{Size: size, Contents: q.Hasher.AppendContents(nil, f.tokens, size)})
+	}
+	return append(dst, t), nil
 }
 
 func TestRoute_AsksTheTokenizer(t *testing.T) {

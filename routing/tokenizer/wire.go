@@ -1,28 +1,40 @@
 package tokenizer
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
-	"math"
+	"io"
 	"strconv"
+	"sync"
+	"sync/atomic"
+	"unicode/utf8"
 
-	"github.com/tidwall/gjson"
-
-	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
 )
 
-// appendBody appends the /tokenize request for r's prompt: the completion form
-// for text, the chat form for messages.
-func appendBody(dst []byte, r *routing.Request) []byte {
-	dst = append(dst, '{')
-	if r.Model != "" {
-		dst = appendField(dst, "model", quote(r.Model))
+// path returns where a prompt is tokenized; ok is false if the servers have no
+// form for it.
+func path(api string, kind routing.PromptKind) (p string, ok bool) {
+	switch {
+	case kind != routing.PromptText && kind != routing.PromptChat:
+		return "", false
+	case api == apiRender && kind == routing.PromptText:
+		return "/v1/completions/render", true
+	case api == apiRender:
+		return "/v1/chat/completions/render", true
 	}
-	p := &r.Prompt
+	return "/tokenize", api != apiSGLang || kind == routing.PromptText
+}
+
+// appendBody appends the request for p's tokens: the completion form for text,
+// the chat form for messages.
+func appendBody(dst []byte, model string, p *routing.Prompt) []byte {
+	dst = append(dst, '{')
+	if model != "" {
+		dst = appendQuoted(append(dst, `"model":`...), model)
+	}
 	if p.Kind == routing.PromptText {
-		dst = appendField(dst, "prompt", quote(p.Text))
+		dst = appendName(dst, "prompt")
+		dst = appendQuoted(dst, p.Text)
 	} else {
 		dst = appendField(dst, "messages", p.Messages)
 		dst = appendField(dst, "tools", p.Tools)
@@ -34,79 +46,137 @@ func appendBody(dst []byte, r *routing.Request) []byte {
 	return append(dst, '}')
 }
 
-func appendField(dst []byte, name string, value []byte) []byte {
-	if value == nil {
-		return dst
-	}
+func appendName(dst []byte, name string) []byte {
 	if dst[len(dst)-1] != '{' {
 		dst = append(dst, ',')
 	}
 	dst = append(dst, '"')
 	dst = append(dst, name...)
-	dst = append(dst, '"', ':')
-	return append(dst, value...)
+	return append(dst, '"', ':')
+}
+
+func appendField(dst []byte, name string, value []byte) []byte {
+	if value == nil {
+		return dst
+	}
+	return append(appendName(dst, name), value...)
 }
 
 func appendBool(dst []byte, name string, value *bool) []byte {
 	if value == nil {
 		return dst
 	}
-	return appendField(dst, name, strconv.AppendBool(nil, *value))
+	return strconv.AppendBool(appendName(dst, name), *value)
 }
 
-// quote returns s as a JSON string. Go strings always have one.
-func quote(s string) []byte {
-	b, err := json.Marshal(s)
-	if err != nil {
-		panic("tokenizer: a string did not marshal: " + err.Error())
-	}
-	return b
-}
-
-var errNotAnAnswer = errors.New("the answer is not a JSON object with an array tokens")
-
-// parseAnswer reads {"count": N, "tokens": [ids]} and checks that the two
-// agree: ids that are wrong would match another prompt's blocks.
-func parseAnswer(answer []byte) ([]kvindex.TokenID, error) {
-	if !gjson.ValidBytes(answer) {
-		return nil, errNotAnAnswer
-	}
-	fields := gjson.GetManyBytes(answer, "tokens", "count")
-	list, count := fields[0], fields[1]
-	if !list.IsArray() {
-		return nil, errNotAnAnswer
-	}
-	tokens, err := parseIDs(list.Raw, int(max(0, min(count.Int(), int64(len(list.Raw))))))
-	if err != nil {
-		return nil, err
-	}
-	if count.Exists() && count.Int() != int64(len(tokens)) {
-		return nil, fmt.Errorf("the answer counts %d tokens and lists %d", count.Int(), len(tokens))
-	}
-	return tokens, nil
-}
-
-// parseIDs reads a valid JSON array of non-negative integers below 2^32.
-func parseIDs(raw string, hint int) ([]kvindex.TokenID, error) {
-	tokens := make([]kvindex.TokenID, 0, hint)
-	var id uint64
-	digits := 0
-	for i := 1; i < len(raw); i++ {
-		switch ch := raw[i]; {
-		case ch >= '0' && ch <= '9':
-			if id = id*10 + uint64(ch-'0'); id > math.MaxUint32 {
-				return nil, fmt.Errorf("token %d is above 2^32", len(tokens))
+// appendQuoted appends s as a JSON string (RFC 8259, section 7). What is not
+// UTF-8 becomes U+FFFD, as in the engines' own decoders.
+func appendQuoted(dst []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	dst = append(dst, '"')
+	from := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c >= utf8.RuneSelf {
+			r, n := utf8.DecodeRuneInString(s[i:])
+			if r == utf8.RuneError && n == 1 {
+				dst = append(append(dst, s[from:i]...), "\ufffd"...)
+				from = i + 1
 			}
-			digits++
-		case ch == ',' || ch == ']':
-			if digits > 0 {
-				tokens = append(tokens, kvindex.TokenID(id))
-			}
-			id, digits = 0, 0
-		case ch == ' ' || ch == '\n' || ch == '\t' || ch == '\r':
-		default:
-			return nil, fmt.Errorf("token %d is not a non-negative integer", len(tokens))
+			i += n
+			continue
 		}
+		if c >= ' ' && c != '"' && c != '\\' {
+			i++
+			continue
+		}
+		dst = append(dst, s[from:i]...)
+		switch c {
+		case '"', '\\':
+			dst = append(dst, '\\', c)
+		case '\n':
+			dst = append(dst, '\\', 'n')
+		case '\t':
+			dst = append(dst, '\\', 't')
+		case '\r':
+			dst = append(dst, '\\', 'r')
+		default:
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		}
+		i++
+		from = i
 	}
-	return tokens, nil
+	return append(append(dst, s[from:]...), '"')
+}
+
+// payload is a request body that several attempts may send at the same time.
+// Its memory is used again when the last of them has closed it: the HTTP
+// transport may still read a body after the request was given up.
+type payload struct {
+	pool *sync.Pool
+	path string
+	body []byte
+	refs atomic.Int32
+}
+
+// maxPooled is the largest body whose memory is kept.
+const maxPooled = 1 << 20
+
+func newPayload(pool *sync.Pool, path, model string, p *routing.Prompt) *payload {
+	l := pool.Get().(*payload)
+	l.pool, l.path = pool, path
+	l.refs.Store(1)
+	need := 256 + len(model) + len(p.Text) + len(p.Messages) + len(p.Tools) + len(p.TemplateKwargs)
+	if cap(l.body) < need {
+		l.body = make([]byte, 0, need)
+	}
+	l.body = appendBody(l.body[:0], model, p)
+	return l
+}
+
+// release gives up one reference; newPayload returns the first.
+func (p *payload) release() {
+	if p.refs.Add(-1) == 0 && cap(p.body) <= maxPooled {
+		p.pool.Put(p)
+	}
+}
+
+// reader returns the body to send once. The caller holds a reference.
+func (p *payload) reader() io.ReadCloser {
+	p.refs.Add(1)
+	return &payloadReader{payload: p}
+}
+
+type payloadReader struct {
+	// mu keeps a Close that comes in the middle of a Read from giving the
+	// memory away.
+	mu      sync.Mutex
+	payload *payload
+	pos     int
+}
+
+// Read implements io.Reader.
+func (r *payloadReader) Read(dst []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.payload == nil {
+		return 0, errors.New("read of a closed request body")
+	}
+	if r.pos == len(r.payload.body) {
+		return 0, io.EOF
+	}
+	n := copy(dst, r.payload.body[r.pos:])
+	r.pos += n
+	return n, nil
+}
+
+// Close implements io.Closer.
+func (r *payloadReader) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.payload != nil {
+		r.payload.release()
+		r.payload = nil
+	}
+	return nil
 }

@@ -1,0 +1,456 @@
+package tokenizer
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/maypok86/otter/v2"
+
+	"github.com/warmpath/warmpath/kvindex"
+	"github.com/warmpath/warmpath/routing"
+)
+
+// What is believed of a tokenizer. All of it only makes claims shorter.
+const (
+	// guardTokens is how many of a known prompt's last tokens are never
+	// claimed: text that follows may merge with them, and what a template opens
+	// the answer with need not be how it renders the answer later. It is twice
+	// what chat templates usually open an answer with.
+	guardTokens = 8
+	// maxLoss is the largest number of a prompt's last tokens that may differ
+	// in its continuation, for the two to count as one prefix of the other.
+	maxLoss = 48
+	// firstProofs is how many continuations must have kept the tokens of what
+	// they continue before others like them are believed to; it is multiplied
+	// by proofGrowth whenever that turns out wrong.
+	firstProofs, proofGrowth, maxProofs = 3, 4, 1 << 20
+	// maxRules bounds how many kinds of continuations are learned.
+	maxRules = 8192
+	// maxTails is how many texts that ended behind one boundary are kept.
+	maxTails = 4
+	// tailTokens is the least number of last tokens kept with a prompt, if it
+	// has that many.
+	tailTokens = maxLoss
+	// entryOverhead is what an entry costs besides its arrays, in bytes: the
+	// entry itself and the cache's own nodes.
+	entryOverhead = 320
+)
+
+// prompt is what is kept of a prompt that was tokenized. It is immutable.
+type prompt struct {
+	// count is its length in tokens.
+	count  int
+	blocks []routing.TokenBlocks
+	// tail are its last tokens, from position tailAt, which is a multiple of
+	// the first block size.
+	tail   []kvindex.TokenID
+	tailAt int
+}
+
+func newPrompt(ids []kvindex.TokenID, h kvindex.Hasher, sizes []int) *prompt {
+	p := &prompt{count: len(ids), blocks: make([]routing.TokenBlocks, 0, len(sizes))}
+	for _, size := range sizes {
+		contents := h.AppendContents(make([]kvindex.ContentHash, 0, len(ids)/size), ids, size)
+		p.blocks = append(p.blocks, routing.TokenBlocks{Size: size, Contents: contents})
+	}
+	if len(sizes) > 0 {
+		p.tailAt = max(0, len(ids)-tailTokens) / sizes[0] * sizes[0]
+		p.tail = slices.Clone(ids[p.tailAt:])
+	}
+	return p
+}
+
+func (p *prompt) weight() int {
+	n := 4 * len(p.tail)
+	for _, b := range p.blocks {
+		n += 40 + 8*len(b.Contents)
+	}
+	return n
+}
+
+// covers tells whether blocks of all sizes are known.
+func covers(blocks []routing.TokenBlocks, sizes []int) bool {
+	for _, size := range sizes {
+		if !slices.ContainsFunc(blocks, func(b routing.TokenBlocks) bool { return b.Size == size }) {
+			return false
+		}
+	}
+	return true
+}
+
+// loss is how many of p's last tokens are not those of a longer prompt, whose
+// ids and blocks are given, at most maxLoss+1.
+func (p *prompt) loss(ids []kvindex.TokenID, blocks []routing.TokenBlocks) int {
+	if len(p.blocks) == 0 {
+		return maxLoss + 1
+	}
+	first := p.blocks[0]
+	first.Contents = first.Contents[:p.tailAt/first.Size]
+	if common(first, blocks) < len(first.Contents) {
+		return maxLoss + 1
+	}
+	same := 0
+	for same < len(p.tail) && p.tailAt+same < len(ids) && p.tail[same] == ids[p.tailAt+same] {
+		same++
+	}
+	return min(len(p.tail)-same, maxLoss+1)
+}
+
+// tail is a text that ended behind a boundary.
+type tail struct {
+	// name is that of the text behind the boundary, bytes its length.
+	name  key
+	bytes int
+	*prompt
+}
+
+// fork is a point where prompts that began alike went on differently. It is
+// immutable; learning replaces it.
+type fork struct {
+	// head is what all continuations began with.
+	head head
+	// seen counts the continuations; latest is the last one, so that one is
+	// not counted twice.
+	seen   int
+	latest key
+	// agreed are the blocks that all of them had in common.
+	agreed []routing.TokenBlocks
+	// tails are texts that ended behind this boundary, newest first.
+	tails []tail
+}
+
+// entry is what the cache holds: one of the two.
+type entry struct {
+	prompt *prompt
+	fork   *fork
+}
+
+func (e *entry) weight() uint32 {
+	n := entryOverhead
+	if e.prompt != nil {
+		n += e.prompt.weight()
+	}
+	if f := e.fork; f != nil {
+		n += cap(f.head.text)
+		for _, b := range f.agreed {
+			n += 40 + 8*len(b.Contents)
+		}
+		for _, t := range f.tails {
+			n += 56 + t.prompt.weight()
+		}
+	}
+	return uint32(n)
+}
+
+// rule is what has been learned about one kind of continuation (see
+// outline.transition).
+type rule struct {
+	// proofs counts continuations that kept the tokens since the last one that
+	// did not; need is how many it takes.
+	proofs, need int
+	// loss is the most tokens that any of the proofs lost.
+	loss int
+}
+
+// memory is what has been learned from tokenizers. Look-ups take no lock;
+// learning is serialized by mu.
+type memory struct {
+	cache *otter.Cache[key, *entry]
+	mu    sync.Mutex
+	rules *otter.Cache[key, rule]
+}
+
+func newMemory(bytes uint64) *memory {
+	inline := func(f func()) { f() }
+	return &memory{
+		cache: otter.Must(&otter.Options[key, *entry]{
+			MaximumWeight: bytes,
+			Weigher:       func(_ key, e *entry) uint32 { return e.weight() },
+			Executor:      inline,
+		}),
+		rules: otter.Must(&otter.Options[key, rule]{MaximumSize: maxRules, Executor: inline}),
+	}
+}
+
+// exact returns the prompt of o, nil if it or one of the block sizes is not
+// known.
+func (m *memory) exact(ns key, o *outline, sizes []int) *prompt {
+	if e, ok := m.cache.GetIfPresent(o.end().in(ns)); ok && covers(e.prompt.blocks, sizes) {
+		return e.prompt
+	}
+	return nil
+}
+
+// claim is a prefix of a prompt that is believed to be known.
+type claim struct {
+	// tokens is its length; blocks are those wholly inside it.
+	tokens int
+	blocks []routing.TokenBlocks
+	// bytes is how much of the request it covers.
+	bytes int
+}
+
+// take makes c the claim of tokens of blocks if it is longer than what c has.
+// It keeps c's memory.
+func (c *claim) take(blocks []routing.TokenBlocks, sizes []int, tokens, bytes int) {
+	if tokens <= c.tokens || !covers(blocks, sizes) {
+		return
+	}
+	c.tokens, c.bytes, c.blocks = tokens, bytes, c.blocks[:0]
+	for _, b := range blocks {
+		if n := min(len(b.Contents), tokens/b.Size); n > 0 {
+			c.blocks = append(c.blocks, routing.TokenBlocks{Size: b.Size, Contents: b.Contents[:n]})
+		}
+	}
+}
+
+// Two kinds of names derive from a segment's end: where prompts ended it is
+// the end itself, forks have these.
+const forkOfText = 0x666f726b
+
+func forkKey(at key, shape uint64, seed uint64) key { return at.derive(forkOfText^shape, seed) }
+
+// prefix returns the longest claim for o in c, empty if there is none.
+func (m *memory) prefix(ns key, o *outline, text string, sizes []int, c *claim) {
+	c.tokens, c.bytes, c.blocks = 0, 0, c.blocks[:0]
+	if o.kind == routing.PromptText {
+		m.textPrefix(ns, o, text, sizes, c)
+		return
+	}
+	n := len(o.segs)
+	if o.hasTip {
+		at, bytes := o.before(n - 1)
+		if e, ok := m.cache.GetIfPresent(forkKey(at, o.segs[n-1].shape, o.seed).in(ns)); ok {
+			c.take(e.fork.agreed, sizes, e.fork.certain(), bytes)
+		}
+	}
+	for i := n - 2; i >= 0; i-- {
+		e, ok := m.cache.GetIfPresent(o.segs[i].end.in(ns))
+		if !ok {
+			continue
+		}
+		if margin, ok := m.margin(ns, o.transition(i)); ok {
+			c.take(e.prompt.blocks, sizes, e.prompt.count-margin, o.segs[i].bytes)
+			return // an earlier end claims less
+		}
+	}
+}
+
+// before names the prompt before segment i.
+func (o *outline) before(i int) (key, int) {
+	if i == 0 {
+		return o.start, 0
+	}
+	return o.segs[i-1].end, o.segs[i-1].bytes
+}
+
+func (m *memory) textPrefix(ns key, o *outline, text string, sizes []int, c *claim) {
+	margin, proven := m.margin(ns, o.transition(0))
+	for i := len(o.segs) - 1; i >= 0; i-- {
+		at, bytes := o.boundary(i)
+		e, ok := m.cache.GetIfPresent(forkKey(at, 0, o.seed).in(ns))
+		if !ok {
+			continue
+		}
+		c.take(e.fork.agreed, sizes, e.fork.certain(), bytes)
+		for _, t := range e.fork.tails {
+			if proven && bytes+t.bytes < len(text) && t.name == (key{}).thenString(text[bytes:bytes+t.bytes], o.seed) {
+				c.take(t.blocks, sizes, t.count-margin, bytes+t.bytes)
+			}
+		}
+		if c.tokens > 0 {
+			return
+		}
+	}
+}
+
+// certain is how many tokens any continuation of the fork begins with: those
+// that all continuations so far had in common, less what their common text may
+// have made of it. A byte makes one token at most, where tokenizers do not
+// rewrite the text first; they do that to other than ASCII (NFKC makes up to
+// 18 characters of one of 3 bytes).
+func (f *fork) certain() int {
+	if f.seen < 2 || f.head.cut || len(f.agreed) == 0 {
+		return 0
+	}
+	common := f.head.space
+	for _, b := range f.head.text {
+		common++
+		if b >= 0x80 {
+			common += 17
+		}
+	}
+	tokens := 0
+	for _, b := range f.agreed {
+		tokens = max(tokens, b.Size*len(b.Contents))
+	}
+	return max(0, tokens-common-guardTokens)
+}
+
+// margin returns how many of a prompt's last tokens are not claimed for a
+// continuation of a kind; ok is false if that kind is not known to keep any.
+func (m *memory) margin(ns key, transition uint64) (tokens int, ok bool) {
+	r, ok := m.rules.GetIfPresent(key{transition, 0}.in(ns))
+	if !ok || r.proofs < r.need {
+		return 0, false
+	}
+	return guardTokens + 2*r.loss, true
+}
+
+// learned is what recording a prompt taught besides the prompt.
+type learned struct {
+	// refuted: a kind of continuation that was believed to keep tokens did not.
+	refuted bool
+	// overclaimed counts blocks that had been claimed and were wrong.
+	overclaimed int
+}
+
+// record learns the tokens of o, which must own its heads. made is what had
+// been claimed for it.
+func (m *memory) record(ns key, o *outline, text string, ids []kvindex.TokenID, p *prompt, made []routing.TokenBlocks) learned {
+	var l learned
+	for _, b := range made {
+		l.overclaimed += len(b.Contents) - common(b, p.blocks)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := len(o.segs)
+	if o.kind == routing.PromptText {
+		for i := range n {
+			at, _ := o.boundary(i)
+			l.refuted = m.recordText(ns, o, i, at, ids, p, text) || l.refuted
+		}
+	} else {
+		for i := n - 2; i >= 0; i-- {
+			if e, ok := m.cache.GetIfPresent(o.segs[i].end.in(ns)); ok {
+				l.refuted = m.judge(ns, o.transition(i), e.prompt, e.prompt.loss(ids, p.blocks)) || l.refuted
+			}
+		}
+		if o.hasTip {
+			at, _ := o.before(n - 1)
+			k := forkKey(at, o.segs[n-1].shape, o.seed).in(ns)
+			m.cache.Set(k, &entry{fork: m.forkAt(k).joined(o.end(), o.last, p.blocks)})
+		}
+	}
+	m.cache.Set(o.end().in(ns), &entry{prompt: p})
+	return l
+}
+
+func (m *memory) forkAt(k key) *fork {
+	if e, ok := m.cache.GetIfPresent(k); ok {
+		return e.fork
+	}
+	return nil
+}
+
+// recordText learns what a text tells about its boundary i.
+func (m *memory) recordText(ns key, o *outline, i int, at key, ids []kvindex.TokenID, p *prompt, text string) (refuted bool) {
+	k := forkKey(at, 0, o.seed).in(ns)
+	old := m.forkAt(k)
+	_, from := o.boundary(i)
+	if old != nil {
+		for _, t := range old.tails {
+			if from+t.bytes < len(text) && t.name == (key{}).thenString(text[from:from+t.bytes], o.seed) {
+				refuted = m.judge(ns, o.transition(0), t.prompt, t.loss(ids, p.blocks)) || refuted
+			}
+		}
+	}
+	// More than one token a byte is not believed; it would only cost memory.
+	f := old.joined(o.end(), o.heads[i], clip(p.blocks, from+guardTokens))
+	if i == len(o.segs)-1 {
+		own := tail{name: (key{}).thenString(text[from:], o.seed), bytes: len(text) - from, prompt: p}
+		tails := append(make([]tail, 0, maxTails), own)
+		for _, t := range f.tails {
+			if t.name != own.name && len(tails) < maxTails {
+				tails = append(tails, t)
+			}
+		}
+		f.tails = tails
+	}
+	m.cache.Set(k, &entry{fork: f})
+	return refuted
+}
+
+// clip returns a copy of the blocks that begin in the first n tokens.
+func clip(blocks []routing.TokenBlocks, n int) []routing.TokenBlocks {
+	out := make([]routing.TokenBlocks, 0, len(blocks))
+	for _, b := range blocks {
+		out = append(out, routing.TokenBlocks{Size: b.Size, Contents: slices.Clone(b.Contents[:min(len(b.Contents), n/b.Size+1)])})
+	}
+	return out
+}
+
+// joined returns f, which may be nil, after another continuation.
+func (f *fork) joined(name key, begins head, blocks []routing.TokenBlocks) *fork {
+	if f == nil {
+		return &fork{
+			head: head{slices.Clone(begins.text), begins.space, begins.cut}, seen: 1, latest: name,
+			agreed: clip(blocks, 1<<30),
+		}
+	}
+	g := &fork{seen: f.seen, latest: name, tails: f.tails}
+	if f.latest != name {
+		g.seen++
+	}
+	n := 0
+	for n < len(f.head.text) && n < len(begins.text) && f.head.text[n] == begins.text[n] {
+		n++
+	}
+	g.head = head{text: f.head.text[:n:n], space: min(f.head.space, begins.space), cut: f.head.cut && n == len(f.head.text) && begins.cut && n == len(begins.text)}
+	for _, b := range f.agreed {
+		same := common(b, blocks)
+		if same == 0 {
+			continue
+		}
+		if same < len(b.Contents) {
+			b.Contents = slices.Clone(b.Contents[:same]) // frees the rest
+		}
+		g.agreed = append(g.agreed, b)
+	}
+	return g
+}
+
+// common is how many leading blocks b shares with the blocks of its size.
+func common(b routing.TokenBlocks, blocks []routing.TokenBlocks) int {
+	for _, o := range blocks {
+		if o.Size != b.Size {
+			continue
+		}
+		n := 0
+		for n < len(b.Contents) && n < len(o.Contents) && b.Contents[n] == o.Contents[n] {
+			n++
+		}
+		return n
+	}
+	return 0
+}
+
+// judge counts one continuation of p that lost that many tokens. It reports
+// whether that refuted what was believed. The caller holds mu.
+func (m *memory) judge(ns key, transition uint64, p *prompt, loss int) (refuted bool) {
+	k := key{transition, 0}.in(ns)
+	r, known := m.rules.GetIfPresent(k)
+	if !known {
+		r.need = firstProofs
+	}
+	believed := r.proofs >= r.need
+	switch {
+	case loss <= maxLoss && 4*loss <= p.count:
+		refuted = believed && loss > guardTokens+2*r.loss
+		r.loss = max(r.loss, loss)
+	case loss <= guardTokens:
+		return false // a prompt so short proves nothing
+	default:
+		refuted = believed
+		if r.proofs == 0 && known {
+			return false // as was known
+		}
+		r.proofs = -1
+	}
+	if refuted || r.proofs < 0 {
+		r.need, r.proofs = min(r.need*proofGrowth, maxProofs), -1
+	}
+	r.proofs++
+	m.rules.Set(k, r)
+	return refuted
+}
