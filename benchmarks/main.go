@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/warmpath/warmpath/benchmarks/demo"
+	"github.com/warmpath/warmpath/benchmarks/drive"
 )
 
 // command is one subcommand.
@@ -23,6 +24,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"demo", "run three engines, warmpath and Envoy, and compare the strategies", demo.Run},
+		{"drive", "load the request path and measure what a request costs", drive.Run},
 	}
 }
 

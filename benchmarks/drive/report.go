@@ -1,0 +1,117 @@
+package drive
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// origin says where figures come from.
+type origin struct {
+	Machine string    `json:"machine"`
+	Load    string    `json:"load_average"`
+	Commit  string    `json:"commit"`
+	Go      string    `json:"go"`
+	Command string    `json:"command"`
+	Began   time.Time `json:"began"`
+}
+
+func environment(ctx context.Context, args []string) origin {
+	machine := fmt.Sprintf("%s, %d cores, %s/%s", line("/proc/cpuinfo", "model name"), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
+	if mem := line("/proc/meminfo", "MemTotal"); mem != unknown {
+		machine += ", " + mem + " of memory"
+	}
+	load := unknown
+	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
+		load = strings.Join(strings.Fields(string(text))[:3], " ")
+	}
+	return origin{
+		Machine: machine, Load: load, Commit: commit(ctx), Go: runtime.Version(),
+		Command: strings.Join(append([]string{"go run ./benchmarks drive"}, args...), " "), Began: time.Now().UTC().Truncate(time.Second),
+	}
+}
+
+const unknown = "unknown"
+
+// line returns the value of the first "name: value" line of a file.
+func line(file, name string) string {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return unknown
+	}
+	for l := range strings.SplitSeq(string(text), "\n") {
+		if k, v, ok := strings.Cut(l, ":"); ok && strings.TrimSpace(k) == name {
+			return strings.Join(strings.Fields(v), " ")
+		}
+	}
+	return unknown
+}
+
+// commit asks git, because a program that is made by go run does not know.
+func commit(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output()
+	if err != nil {
+		return unknown
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func writeJSON(out io.Writer, env origin, o options, results []result) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	if results == nil {
+		results = []result{}
+	}
+	return e.Encode(struct {
+		Origin      origin   `json:"origin"`
+		Concurrency int      `json:"concurrency"`
+		Envoy       bool     `json:"envoy"`
+		Seed        uint64   `json:"seed"`
+		Lanes       []result `json:"lanes"`
+	}{env, o.concurrency, o.envoy != "", o.seed, results})
+}
+
+func writeTable(out io.Writer, env origin, o options, results []result) {
+	through := "straight over the external processing protocol"
+	if o.envoy != "" {
+		through = "through Envoy"
+	}
+	fmt.Fprintf(out, "machine  %s\nload     %s\ncommit   %s\ngo       %s\nbegan    %s\ncommand  %s\ndriven   %s, closed loop of %d requests at a time\n\n",
+		env.Machine, env.Load, env.Commit, env.Go, env.Began.Format(time.RFC3339), env.Command, through, o.concurrency)
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	head := []string{"lane", "endpoints", "body", "chunks", "requests", "failed", "CPU µs", "× null", "from", "to", "allocs", "KB", "messages", "p50 ms", "p99 ms", "null p50", "null p99", "peak MB"}
+	if o.envoy != "" {
+		head = append(head, "Envoy µs")
+	}
+	fmt.Fprintln(w, strings.Join(head, "\t")+"\t")
+	for _, r := range results {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\t%s\t",
+			r.Name, r.Endpoints, size(r.BodyBytes), r.ResponseChunks, r.Requests, r.Failures,
+			figure(r.CPU, 1), figure(r.Ratio, 2), figure(r.RatioLow, 2), figure(r.RatioHigh, 2), figure(r.Allocs, 0), figure(r.Bytes/1024, 1), figure(r.Messages, 2),
+			r.P50, r.P99, r.NullP50, r.NullP99, figure(float64(r.PeakResident)/(1<<20), 1))
+		if o.envoy != "" {
+			fmt.Fprintf(w, "%s\t", figure(r.EnvoyCPU, 0))
+		}
+		fmt.Fprintln(w)
+	}
+	_ = w.Flush()
+	fmt.Fprintf(out, "\nCPU, allocs, KB and messages are the server's for one request; CPU and × null are medians of the rounds,\nfrom and to the bounds of × null with a confidence of 95 %%.\n")
+	if v := verdicts(results); len(v) > 0 && o.envoy == "" {
+		fmt.Fprintf(out, "\nBars:\n  %s\n", strings.Join(v, "\n  "))
+	}
+}
+
+// figure writes what was not measured as a dash.
+func figure(v float64, digits int) string {
+	if v == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.*f", digits, v)
+}
