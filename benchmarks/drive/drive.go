@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -37,6 +38,9 @@ func Run(ctx context.Context, args []string, out *os.File) error {
 		err = errors.Join(err, writeJSON(out, env, o, results))
 	} else {
 		writeTable(out, env, o, results)
+	}
+	if o.save != "" {
+		err = errors.Join(err, save(o.save, env, o, results))
 	}
 	return errors.Join(err, failures(results))
 }
@@ -83,6 +87,7 @@ func parse(args []string, errOut io.Writer) (options, error) {
 	fs.Uint64Var(&o.seed, "seed", 1, "of the prompts and of all random choices")
 	fs.StringVar(&o.envoy, "envoy", "", "send requests through this Envoy `program`")
 	fs.StringVar(&o.profile, "profile", "", "write processor and allocation profiles of the servers to this `directory`; costs some processor time itself")
+	fs.StringVar(&o.save, "save", "", "also write the report to `PREFIX`.txt and PREFIX.json")
 	fs.BoolVar(&o.json, "json", false, "print JSON in place of a table")
 	if err := fs.Parse(args); err != nil {
 		return o, err
@@ -117,6 +122,13 @@ func parse(args []string, errOut io.Writer) (options, error) {
 	}
 	if o.concurrency < 1 || o.concurrency > maxConcurrency {
 		keep(fmt.Errorf("--concurrency: %d is out of range; use 1 to %d", o.concurrency, maxConcurrency))
+	}
+	if o.save != "" {
+		if st, err := os.Stat(filepath.Dir(o.save)); err != nil {
+			keep(fmt.Errorf("--save: %w; make the directory first", err))
+		} else if !st.IsDir() {
+			keep(fmt.Errorf("--save: %s is not a directory", filepath.Dir(o.save)))
+		}
 	}
 	if o.envoy != "" {
 		if o.envoy, err = exec.LookPath(o.envoy); err != nil {

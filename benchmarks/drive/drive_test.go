@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -182,6 +183,7 @@ func TestParse_Refuses(t *testing.T) {
 		{"--slice=1ms", "--slice: 1ms is out of range"},
 		{"--concurrency=0", "out of range"},
 		{"--envoy=/nonexistent", "--envoy: "},
+		{"--save=/nonexistent/x", "make the directory first"},
 		{"extra", `unexpected argument "extra"`},
 	} {
 		_, err := parse(strings.Fields(tt.args), &bytes.Buffer{})
@@ -287,6 +289,19 @@ func TestWriteTable_SaysWhereFiguresComeFrom(t *testing.T) {
 	for _, want := range []string{"a machine", "abc", "go9", "the command", "7 requests at a time", "88.0", "2.20 × null (≤ 2.4, goal 1.2: met)"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("the table does not say %q:\n%s", want, b.String())
+		}
+	}
+}
+
+func TestSave_WritesBothForms(t *testing.T) {
+	prefix := filepath.Join(t.TempDir(), "x")
+	if err := save(prefix, origin{Commit: "abc"}, options{}, []result{{Name: "random", BodyBytes: 1024}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, ext := range []string{".txt", ".json"} {
+		text, err := os.ReadFile(prefix + ext)
+		if err != nil || !bytes.Contains(text, []byte("random")) || !bytes.Contains(text, []byte("abc")) {
+			t.Errorf("%s: %v\n%s", ext, err, text)
 		}
 	}
 }

@@ -1,8 +1,10 @@
 package drive
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -76,6 +78,16 @@ func writeJSON(out io.Writer, env origin, o options, results []result) error {
 		Seed        uint64   `json:"seed"`
 		Lanes       []result `json:"lanes"`
 	}{env, o.concurrency, o.envoy != "", o.seed, results})
+}
+
+// save writes both forms of the report.
+func save(prefix string, env origin, o options, results []result) error {
+	var text, data bytes.Buffer
+	writeTable(&text, env, o, results)
+	if err := writeJSON(&data, env, o, results); err != nil {
+		return err
+	}
+	return errors.Join(os.WriteFile(prefix+".txt", text.Bytes(), 0o644), os.WriteFile(prefix+".json", data.Bytes(), 0o644))
 }
 
 func writeTable(out io.Writer, env origin, o options, results []result) {

@@ -23,6 +23,7 @@ type options struct {
 	seed        uint64
 	envoy       string
 	profile     string
+	save        string
 	json        bool
 }
 
