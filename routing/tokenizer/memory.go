@@ -1,8 +1,10 @@
 package tokenizer
 
 import (
+	"math"
 	"slices"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/maypok86/otter/v2"
 
@@ -15,11 +17,13 @@ const (
 	// guardTokens is how many of a known prompt's last tokens are never
 	// claimed: text that follows may merge with them, and what a template opens
 	// the answer with need not be how it renders the answer later. It is twice
-	// what chat templates usually open an answer with.
+	// what chat templates usually open an answer with. It is also the most last
+	// tokens that may differ in a continuation for the prompt to count as kept.
 	guardTokens = 8
-	// maxLoss is the largest number of a prompt's last tokens that may differ
-	// in its continuation, for the two to count as one prefix of the other.
-	maxLoss = 48
+	// proofWords is how many words the last message of a prompt must have, at
+	// least, for a continuation to prove anything: a template that moves or
+	// rewrites that message must show in more than guardTokens.
+	proofWords = guardTokens + 2
 	// firstProofs is how many continuations must have kept the tokens of what
 	// they continue before others like them are believed to; it is multiplied
 	// by proofGrowth whenever that turns out wrong.
@@ -30,13 +34,14 @@ const (
 	maxTails = 4
 	// tailTokens is the least number of last tokens kept with a prompt, if it
 	// has that many.
-	tailTokens = maxLoss
+	tailTokens = 2 * guardTokens
 	// entryOverhead is what an entry costs besides its arrays, in bytes: the
 	// entry itself and the cache's own nodes.
 	entryOverhead = 320
 )
 
-// prompt is what is kept of a prompt that was tokenized. It is immutable.
+// prompt is what is kept of a prompt that was tokenized. It is immutable once
+// it is recorded.
 type prompt struct {
 	// count is its length in tokens.
 	count  int
@@ -45,6 +50,8 @@ type prompt struct {
 	// the first block size.
 	tail   []kvindex.TokenID
 	tailAt int
+	// proves: the last message is long enough for a proof.
+	proves bool
 }
 
 func newPrompt(ids []kvindex.TokenID, h kvindex.Hasher, sizes []int) *prompt {
@@ -79,21 +86,22 @@ func covers(blocks []routing.TokenBlocks, sizes []int) bool {
 }
 
 // loss is how many of p's last tokens are not those of a longer prompt, whose
-// ids and blocks are given, at most maxLoss+1.
+// ids and blocks are given, at most
+// guardTokens+1.
 func (p *prompt) loss(ids []kvindex.TokenID, blocks []routing.TokenBlocks) int {
 	if len(p.blocks) == 0 {
-		return maxLoss + 1
+		return guardTokens + 1
 	}
 	first := p.blocks[0]
 	first.Contents = first.Contents[:p.tailAt/first.Size]
 	if common(first, blocks) < len(first.Contents) {
-		return maxLoss + 1
+		return guardTokens + 1
 	}
 	same := 0
 	for same < len(p.tail) && p.tailAt+same < len(ids) && p.tail[same] == ids[p.tailAt+same] {
 		same++
 	}
-	return min(len(p.tail)-same, maxLoss+1)
+	return min(len(p.tail)-same, guardTokens+1)
 }
 
 // tail is a text that ended behind a boundary.
@@ -107,13 +115,13 @@ type tail struct {
 // fork is a point where prompts that began alike went on differently. It is
 // immutable; learning replaces it.
 type fork struct {
-	// head is what all continuations began with.
+	// head is how the first continuation began.
 	head head
-	// seen counts the continuations; latest is the last one, so that one is
-	// not counted twice.
-	seen   int
-	latest key
-	// agreed are the blocks that all of them had in common.
+	// shared bounds the tokens that two of the continuations have in common
+	// behind the fork: the least bound of any two that certainly differ; -1 if
+	// there are none.
+	shared int
+	// agreed are the blocks that all continuations had in common.
 	agreed []routing.TokenBlocks
 	// tails are texts that ended behind this boundary, newest first.
 	tails []tail
@@ -265,26 +273,43 @@ func (m *memory) textPrefix(ns key, o *outline, text string, sizes []int, c *cla
 }
 
 // certain is how many tokens any continuation of the fork begins with: those
-// that all continuations so far had in common, less what their common text may
-// have made of it. A byte makes one token at most, where tokenizers do not
-// rewrite the text first; they do that to other than ASCII (NFKC makes up to
-// 18 characters of one of 3 bytes).
+// that all continuations so far had in common, less what text they share may
+// have made of it.
 func (f *fork) certain() int {
-	if f.seen < 2 || f.head.cut || len(f.agreed) == 0 {
+	if f.shared < 0 {
 		return 0
-	}
-	common := f.head.space
-	for _, b := range f.head.text {
-		common++
-		if b >= 0x80 {
-			common += 17
-		}
 	}
 	tokens := 0
 	for _, b := range f.agreed {
 		tokens = max(tokens, b.Size*len(b.Contents))
 	}
-	return max(0, tokens-common-guardTokens)
+	return max(0, tokens-f.shared-guardTokens)
+}
+
+// shared bounds the tokens of what two heads have in common; -1 if they do not
+// certainly differ. They do at a character that is no white space in either:
+// some templates strip white space, and what ends where the other goes on may
+// go on with white space that is stripped. A byte makes one token at most,
+// where tokenizers do not rewrite the text first; they do that to other than
+// ASCII (NFKC makes up to 18 characters of one of 3 bytes).
+func shared(a, b head) int {
+	tokens := min(a.space, b.space)
+	for x, y := a.text, b.text; len(x) > 0 && len(y) > 0; {
+		r, n := utf8.DecodeRune(x)
+		q, _ := utf8.DecodeRune(y)
+		switch {
+		case r == q && r < utf8.RuneSelf:
+			tokens++
+		case r == q:
+			tokens += 18
+		case isSpace(r), isSpace(q):
+			return -1
+		default:
+			return tokens
+		}
+		x, y = x[n:], y[n:]
+	}
+	return -1
 }
 
 // margin returns how many of a prompt's last tokens are not claimed for a
@@ -294,7 +319,7 @@ func (m *memory) margin(ns key, transition uint64) (tokens int, ok bool) {
 	if !ok || r.proofs < r.need {
 		return 0, false
 	}
-	return guardTokens + 2*r.loss, true
+	return guardTokens + r.loss, true
 }
 
 // learned is what recording a prompt taught besides the prompt.
@@ -312,6 +337,7 @@ func (m *memory) record(ns key, o *outline, text string, ids []kvindex.TokenID, 
 	for _, b := range made {
 		l.overclaimed += len(b.Contents) - common(b, p.blocks)
 	}
+	p.proves = o.kind == routing.PromptText || o.lastWords >= proofWords
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := len(o.segs)
@@ -329,7 +355,7 @@ func (m *memory) record(ns key, o *outline, text string, ids []kvindex.TokenID, 
 		if o.hasTip {
 			at, _ := o.before(n - 1)
 			k := forkKey(at, o.segs[n-1].shape, o.seed).in(ns)
-			m.cache.Set(k, &entry{fork: m.forkAt(k).joined(o.end(), o.last, p.blocks)})
+			m.cache.Set(k, &entry{fork: m.forkAt(k).joined(o.last, p.blocks)})
 		}
 	}
 	m.cache.Set(o.end().in(ns), &entry{prompt: p})
@@ -356,7 +382,7 @@ func (m *memory) recordText(ns key, o *outline, i int, at key, ids []kvindex.Tok
 		}
 	}
 	// More than one token a byte is not believed; it would only cost memory.
-	f := old.joined(o.end(), o.heads[i], clip(p.blocks, from+guardTokens))
+	f := old.joined(o.heads[i], clip(p.blocks, from+guardTokens))
 	if i == len(o.segs)-1 {
 		own := tail{name: (key{}).thenString(text[from:], o.seed), bytes: len(text) - from, prompt: p}
 		tails := append(make([]tail, 0, maxTails), own)
@@ -375,28 +401,20 @@ func (m *memory) recordText(ns key, o *outline, i int, at key, ids []kvindex.Tok
 func clip(blocks []routing.TokenBlocks, n int) []routing.TokenBlocks {
 	out := make([]routing.TokenBlocks, 0, len(blocks))
 	for _, b := range blocks {
-		out = append(out, routing.TokenBlocks{Size: b.Size, Contents: slices.Clone(b.Contents[:min(len(b.Contents), n/b.Size+1)])})
+		out = append(out, routing.TokenBlocks{Size: b.Size, Contents: slices.Clone(b.Contents[:min(len(b.Contents)-1, n/b.Size)+1])})
 	}
 	return out
 }
 
 // joined returns f, which may be nil, after another continuation.
-func (f *fork) joined(name key, begins head, blocks []routing.TokenBlocks) *fork {
+func (f *fork) joined(begins head, blocks []routing.TokenBlocks) *fork {
 	if f == nil {
-		return &fork{
-			head: head{slices.Clone(begins.text), begins.space, begins.cut}, seen: 1, latest: name,
-			agreed: clip(blocks, 1<<30),
-		}
+		return &fork{head: head{slices.Clone(begins.text), begins.space}, shared: -1, agreed: clip(blocks, math.MaxInt)}
 	}
-	g := &fork{seen: f.seen, latest: name, tails: f.tails}
-	if f.latest != name {
-		g.seen++
+	g := &fork{head: f.head, shared: f.shared, tails: f.tails}
+	if n := shared(f.head, begins); n >= 0 && (n < f.shared || f.shared < 0) {
+		g.shared = n
 	}
-	n := 0
-	for n < len(f.head.text) && n < len(begins.text) && f.head.text[n] == begins.text[n] {
-		n++
-	}
-	g.head = head{text: f.head.text[:n:n], space: min(f.head.space, begins.space), cut: f.head.cut && n == len(f.head.text) && begins.cut && n == len(begins.text)}
 	for _, b := range f.agreed {
 		same := common(b, blocks)
 		if same == 0 {
@@ -435,22 +453,17 @@ func (m *memory) judge(ns key, transition uint64, p *prompt, loss int) (refuted 
 	}
 	believed := r.proofs >= r.need
 	switch {
-	case loss <= maxLoss && 4*loss <= p.count:
-		refuted = believed && loss > guardTokens+2*r.loss
-		r.loss = max(r.loss, loss)
-	case loss <= guardTokens:
-		return false // a prompt so short proves nothing
-	default:
-		refuted = believed
-		if r.proofs == 0 && known {
+	case loss > guardTokens:
+		if known && r.proofs == 0 {
 			return false // as was known
 		}
-		r.proofs = -1
+		r.need, r.proofs = min(r.need*proofGrowth, maxProofs), 0
+		m.rules.Set(k, r)
+		return believed
+	case p.proves:
+		r.proofs++
+		r.loss = max(r.loss, loss)
+		m.rules.Set(k, r)
 	}
-	if refuted || r.proofs < 0 {
-		r.need, r.proofs = min(r.need*proofGrowth, maxProofs), -1
-	}
-	r.proofs++
-	m.rules.Set(k, r)
-	return refuted
+	return false
 }

@@ -63,8 +63,6 @@ type head struct {
 	text []byte
 	// space is the length of the white space before text.
 	space int
-	// cut: the text goes on.
-	cut bool
 }
 
 // segment is one message of a chat, or one chunk of a text.
@@ -96,6 +94,8 @@ type outline struct {
 	// role and content can appear in the prompt.
 	last   head
 	hasTip bool
+	// lastWords counts words in the beginning of the last message's content.
+	lastWords int
 	// heads are those of the text after each boundary, for texts only, filled
 	// in by own.
 	heads []head
@@ -183,7 +183,7 @@ func (o *outline) own(p *routing.Prompt) {
 		_, at := o.boundary(i)
 		rest := p.Text[at:]
 		n := min(len(rest), headBytes)
-		o.heads[i] = head{text: append(o.heads[i].text[:0], rest[:n]...), cut: n < len(rest)}
+		o.heads[i] = head{text: append(o.heads[i].text[:0], rest[:n]...)}
 	}
 }
 
@@ -192,6 +192,7 @@ func (o *outline) own(p *routing.Prompt) {
 func (o *outline) readChat(messages []byte) bool {
 	w := walker{src: messages}
 	end := o.start
+	var tip []byte
 	if !w.open('[') {
 		return false
 	}
@@ -217,10 +218,10 @@ func (o *outline) readChat(messages []byte) bool {
 		}
 		o.segs = append(o.segs, segment{end: end, bytes: o.bytes + w.pos, shape: shape, shapes: set})
 		o.hasTip = m.members == 2 && m.role != nil && m.content != nil
-		if o.hasTip {
-			o.last = decodeHead(o.lastBuf[:0], m.content)
-		}
+		tip = m.content
 	}
+	o.last = decodeHead(o.lastBuf[:0], tip)
+	o.lastWords = words(o.last.text)
 	o.bytes += len(messages)
 	return !w.bad && len(o.segs) > 0
 }
@@ -409,18 +410,39 @@ func decodeHead(dst []byte, raw []byte) head {
 			r, n = utf8.DecodeRune(raw[i:])
 		}
 		i += n
-		if space && (unicode.IsSpace(r) || r < ' ') {
+		if space && isSpace(r) {
 			skipped += n
 			continue
 		}
 		space = false
 		if len(dst)+utf8.RuneLen(max(r, 0)) > cap(dst) {
-			return head{dst, skipped, true}
+			return head{dst, skipped}
 		}
 		dst = utf8.AppendRune(dst, r)
 	}
-	return head{dst, skipped, false}
+	return head{dst, skipped}
 }
+
+// words counts the words in a text; a character that is not ASCII counts as
+// one.
+func words(text []byte) (n int) {
+	inside := false
+	for _, r := range string(text) {
+		switch {
+		case r >= utf8.RuneSelf:
+			n++
+		case isSpace(r):
+			inside = false
+		case !inside:
+			inside = true
+			n++
+		}
+	}
+	return n
+}
+
+// isSpace tells what Python's str.strip removes, and a little more.
+func isSpace(r rune) bool { return r <= ' ' || unicode.IsSpace(r) }
 
 // decodeEscape decodes the escape at the start of raw.
 func decodeEscape(raw []byte) (rune, int) {
