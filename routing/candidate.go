@@ -2,6 +2,7 @@ package routing
 
 import (
 	"slices"
+	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing/pool"
@@ -11,21 +12,44 @@ import (
 // knows about it.
 type Candidate struct {
 	Endpoint *pool.Endpoint
+	// Cost is what the strategy gave it; the smallest wins. Missing: the data
+	// for it is missing, and it counts as the worst of those known.
+	Cost    float64
+	Missing bool
+	// Cooling: it failed a short time ago, and so did all others.
+	Cooling bool
 	// MatchedTokens is how much of the prompt, from its start, the endpoint
-	// holds; 0 where the strategy did not ask.
-	MatchedTokens int
+	// holds on any tier as far as its events say, DeviceTokens how much of that
+	// on the device; 0 where the strategy did not ask. ExpectedTokens, at least
+	// MatchedTokens, counts what requests in flight will have it hold as well.
+	MatchedTokens, DeviceTokens, ExpectedTokens int
 	// Trust is how far its events can be believed: the least of its publishers,
 	// silent where none of them matched.
 	Trust kvindex.Trust
-	// InFlight and PrefillTokens are the requests that this router has in flight
-	// there and the prefill tokens reserved by them, at the instant of the
-	// choice.
-	InFlight, PrefillTokens int64
+	// InFlight, PrefillTokens and ContextTokens are the requests that this
+	// router has in flight there, the prefill tokens reserved by them and their
+	// prompts' tokens, at the instant of the choice; Backlog is how long the
+	// prefill work sent there will still take.
+	InFlight, PrefillTokens, ContextTokens int64
+	Backlog                                time.Duration
+	// Load is what the engine's metrics said, nil if they never did, and Fresh
+	// which of it still counts.
+	Load  *pool.Load
+	Fresh pool.Field
 
-	// ranks and blocks gather matches of one block size: how many publishers
-	// matched, and the least of their matches.
-	ranks  int
-	blocks uint32
+	// ranks, blocks, device and expected gather matches of one block size: how
+	// many publishers matched, and the least of their matches.
+	ranks                    int
+	blocks, device, expected uint32
+}
+
+// look reads what is known of the endpoint's load.
+func (c *Candidate) look(now time.Time) {
+	s := c.Endpoint.State
+	c.InFlight, c.PrefillTokens, c.ContextTokens = s.InFlight(), s.PrefillTokens(), s.ContextTokens()
+	c.Backlog = s.Backlog(now)
+	c.Load = s.Load()
+	c.Fresh = c.Load.Fresh(now)
 }
 
 // index prepares position for the current candidates.
@@ -61,9 +85,10 @@ func (sc *scratch) merge(blockSize int, only []*pool.Endpoint) int {
 		if c.Endpoint.Incarnation != m.Incarnation || (only != nil && !slices.Contains(only, c.Endpoint)) {
 			continue
 		}
-		if c.ranks == 0 || m.Confirmed < c.blocks {
-			c.blocks = m.Confirmed
+		if c.ranks == 0 {
+			c.blocks, c.device, c.expected = m.Confirmed, m.Device, m.Predicted
 		}
+		c.blocks, c.device, c.expected = min(c.blocks, m.Confirmed), min(c.device, m.Device), min(c.expected, m.Predicted)
 		if c.ranks == 0 || m.Trust < c.Trust {
 			c.Trust = m.Trust
 		}
@@ -74,8 +99,10 @@ func (sc *scratch) merge(blockSize int, only []*pool.Endpoint) int {
 		c := &sc.candidates[i]
 		if c.ranks > 0 && c.ranks == len(c.Endpoint.Publishers) {
 			c.MatchedTokens = max(c.MatchedTokens, int(c.blocks)*blockSize)
+			c.DeviceTokens = max(c.DeviceTokens, int(c.device)*blockSize)
+			c.ExpectedTokens = max(c.ExpectedTokens, c.MatchedTokens, int(c.expected)*blockSize)
 		}
-		c.ranks, c.blocks = 0, 0
+		c.ranks, c.blocks, c.device, c.expected = 0, 0, 0, 0
 		best = max(best, c.MatchedTokens)
 	}
 	return best

@@ -1,19 +1,38 @@
 package routing
 
 import (
+	"math"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestConfig_Validate(t *testing.T) {
 	if err := DefaultConfig().Validate(); err != nil {
 		t.Errorf("the default is not valid: %v", err)
 	}
-	bad := Config{Strategy: "best", Fallbacks: -1, Decisions: 1 << 20}
-	want := `strategy: "best" is not a strategy; use one of least-request, prefix-cache, random
+	bad := Config{
+		Strategy: "best", Lock: "pd", Fallbacks: -1, Decisions: 1 << 20, DefaultProfile: "gone",
+		Profiles:    map[string]Profile{"b": {}, "a": {Strategy: "random:2,least-request"}},
+		PrefixCache: PrefixCacheConfig{AffinityFloor: 1.5, EvictionPrice: math.NaN(), Release: -1, ReuseHorizon: 1000 * time.Hour, LoadRate: 1},
+	}
+	all := strings.Join(Strategies(), ", ")
+	want := `strategy: "best" is not a strategy; use one of ` + all + `
+lock: "pd" is a strategy of AIBrix that is not offered here (prefill and decode are not separated); use one of ` + all + `
+profiles.a.strategy: "random" cannot be a part of a blend, because its cost is no quantity; use it alone, or blend some of least-busy-time, least-gpu-cache, least-kv-cache, least-latency, least-request, least-utilization, lora-affinity, prefix-cache, throughput
+profiles.b.strategy: "" is not a strategy; use one of ` + all + `
+default_profile: "gone" is not one of routing.profiles; add it there or leave it empty
 fallbacks: -1 is out of range; use 0 to 16
-decisions: 1048576 is out of range; use 0 to 65536`
-	if err := bad.Validate(); err == nil || err.Error() != want {
-		t.Errorf("Validate:\n%v\nwant\n%s", err, want)
+decisions: 1048576 is out of range; use 0 to 65536
+prefix_cache.affinity_floor: 1.5 is out of range; use 0 to 1
+prefix_cache.eviction_price: NaN is out of range; use 0 to 1000
+prefix_cache.prefill_rate: 0 is out of range; use 1 to 1e+09
+prefix_cache.release: -1ns is out of range; use 0s to 1m0s
+prefix_cache.reuse_horizon: 1000h0m0s is out of range; use 0s to 24h0m0s`
+	if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(bad.Validate().Error(), "\n")); diff != "" {
+		t.Errorf("faults (-want +got):\n%s", diff)
 	}
 }
 

@@ -2,7 +2,9 @@ package routing
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/warmpath/warmpath/routing/pool"
 )
@@ -24,6 +26,27 @@ type Target struct {
 
 	// work is the prefill work reserved on the endpoint, in tokens.
 	work int64
+	place
+}
+
+// place is what a target holds on its endpoint besides the work.
+type place struct {
+	// context is the prompt's length in tokens, estimated if it is not known.
+	context int64
+	// queued is how long the prefill is expected to take, until when.
+	queued time.Duration
+	until  time.Time
+	// expected is how many cached tokens were predicted.
+	expected int
+	// observe, which may be nil, is told about outcomes.
+	observe func(*pool.Endpoint, time.Time, pool.Outcome)
+}
+
+// release takes back what t holds on e. What is left of its prefill work
+// drains by itself.
+func (t *Target) release(e *pool.Endpoint, work int64) {
+	e.State.Release(work)
+	e.State.AddContext(-t.context)
 }
 
 // resolution is a final or done state of a Context.
@@ -40,7 +63,7 @@ type resolution struct {
 // that keeps a context in a struct, because it is the request.
 //
 // SetTarget, SetError, Target and HasRouted may be called by any goroutine.
-// Served, PrefillDone and Finish belong to the one that owns the request.
+// Served, Answered, Unanswered, Cached, PrefillDone and Finish belong to the one that owns the request.
 type Context struct {
 	context.Context
 	Request Request
@@ -53,8 +76,9 @@ type Context struct {
 	finished resolution
 
 	// Written by the owner of the request only.
-	held *pool.Endpoint
-	work int64
+	target *Target
+	held   *pool.Endpoint
+	work   int64
 }
 
 // NewContext returns the pending promise of a request that lives as long as
@@ -71,7 +95,7 @@ func (c *Context) SetTarget(t Target) bool {
 		close(c.resolved)
 		return true
 	}
-	t.Endpoints[0].State.Release(t.work)
+	t.release(t.Endpoints[0], t.work)
 	return false
 }
 
@@ -113,7 +137,7 @@ func (c *Context) Target(ctx context.Context) (Target, *Error) {
 	case r.err != nil:
 		return Target{}, r.err
 	}
-	c.held, c.work = r.target.Endpoints[0], r.target.work
+	c.target, c.held, c.work = &r.target, r.target.Endpoints[0], r.target.work
 	return r.target, nil
 }
 
@@ -124,10 +148,65 @@ func (c *Context) Served(e *pool.Endpoint) bool {
 	if c.held == nil || e == nil || e == c.held || e.State == c.held.State {
 		return false
 	}
-	c.held.State.Release(c.work)
+	c.target.release(c.held, c.work)
 	e.State.Reserve(c.work)
+	e.State.AddContext(c.target.context)
 	c.held = e
 	return true
+}
+
+// Answered tells the promise the HTTP status of the answer, after
+// [Context.Served]: endpoints that the proxy passed over or that answered
+// badly cool down, and of an answer that is not streamed the prefill is over.
+func (c *Context) Answered(status int, now time.Time) {
+	if c.held == nil {
+		return
+	}
+	for i, e := range c.target.Endpoints {
+		if e.State == c.held.State {
+			break
+		}
+		// Of a list that the proxy left altogether only the first endpoint is
+		// known to have been tried.
+		if i == 0 || slices.ContainsFunc(c.target.Endpoints, func(e *pool.Endpoint) bool { return e.State == c.held.State }) {
+			c.observe(e, now, pool.OutcomeFailure)
+		}
+	}
+	c.observe(c.held, now, pool.OutcomeOf(status))
+	if !c.Request.Stream && c.held.State == c.target.Endpoints[0].State {
+		c.held.State.Dequeue(now, c.target.until, c.target.queued)
+		c.target.queued = 0
+	}
+}
+
+// Unanswered tells the promise that the request ended before any answer, and
+// that it had been waiting since it arrived. A client may have lost patience,
+// or the endpoint hangs: several in a row cool it down.
+func (c *Context) Unanswered(now time.Time) {
+	if c.held != nil && now.Sub(c.Request.Arrived) >= patience {
+		c.observe(c.held, now, pool.OutcomeFault)
+	}
+}
+
+// patience is how long a request may wait before its end without an answer
+// counts against its endpoint.
+const patience = time.Second
+
+// Cached tells the promise how many cached tokens the engine reports for the
+// request. Endpoints whose reports fall short of the prediction are believed
+// less.
+func (c *Context) Cached(tokens int) {
+	if c.held != nil && c.held.State == c.target.Endpoints[0].State {
+		c.held.State.ObserveCached(c.target.expected, tokens)
+	}
+}
+
+func (c *Context) observe(e *pool.Endpoint, now time.Time, o pool.Outcome) {
+	if c.target.observe != nil {
+		c.target.observe(e, now, o)
+		return
+	}
+	e.State.Observe(now, o)
 }
 
 // PrefillDone takes the request's prefill work off its endpoint: the first
@@ -149,8 +228,8 @@ func (c *Context) Finish() {
 		close(c.resolved)
 	case old.done || old.err != nil:
 	case c.held != nil:
-		c.held.State.Release(c.work)
+		c.target.release(c.held, c.work)
 	default: // resolved, but nobody came for the target
-		old.target.Endpoints[0].State.Release(old.target.work)
+		old.target.release(old.target.Endpoints[0], old.target.work)
 	}
 }

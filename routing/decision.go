@@ -1,11 +1,13 @@
 package routing
 
 import (
-	"fmt"
-	"strings"
+	"context"
+	"log/slog"
+	"math"
+	"slices"
 	"time"
 
-	"github.com/warmpath/warmpath/kvindex"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // Decision is what is kept of a decision for explanation. It holds no prompt
@@ -15,32 +17,96 @@ type Decision struct {
 	RequestID string    `json:"request_id"`
 	Model     string    `json:"model"`
 	Strategy  string    `json:"strategy"`
-	Reason    string    `json:"reason"`
+	// ChosenBy says what named the strategy, Profile which profile was in use.
+	ChosenBy Chooser `json:"chosen_by"`
+	Profile  string  `json:"profile,omitempty"`
+	Reason   string  `json:"reason"`
 	// PromptTokens is 0 if the prompt was not tokenized.
 	PromptTokens int `json:"prompt_tokens"`
-	// Tokens says where the prompt's tokens came from.
-	Tokens TokenView `json:"tokens"`
+	// Tokens says where the tokens came from, see [TokenView.String].
+	Tokens string `json:"tokens"`
+	// Unit is what costs are measured in; the smallest cost wins.
+	Unit Unit `json:"unit"`
+	// Margin is by how much the runner-up's cost is larger than the winner's;
+	// nil without a runner-up.
+	Margin *float64 `json:"margin,omitempty"`
 	// Considered is the number of candidates; Candidates are the best of them
 	// in the order of preference, the first being the one chosen.
 	Considered int             `json:"considered"`
 	Candidates []CandidateView `json:"candidates"`
+	// LeftOut are the endpoints that were no candidates. Only an explanation has
+	// them.
+	LeftOut []LeftOut `json:"left_out,omitempty"`
+
+	view      TokenView
+	margin    float64
+	hasMargin bool
+}
+
+// LeftOut is an endpoint that was no candidate, and why.
+type LeftOut struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Why     string `json:"why"`
 }
 
 // CandidateView is one candidate of a [Decision].
 type CandidateView struct {
-	Name          string `json:"name"`
-	Address       string `json:"address"`
-	MatchedTokens int    `json:"matched_tokens"`
-	Trust         string `json:"trust"`
-	InFlight      int64  `json:"in_flight"`
-	PrefillTokens int64  `json:"prefill_tokens"`
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	// Cost is nil where it is infinite.
+	Cost  *float64 `json:"cost"`
+	Terms []Term   `json:"terms"`
+	// Missing: data for the cost is missing or stale.
+	Missing bool `json:"missing,omitempty"`
+	// Cooling: it failed a short time ago.
+	Cooling        bool  `json:"cooling,omitempty"`
+	MatchedTokens  int   `json:"matched_tokens"`
+	DeviceTokens   int   `json:"device_tokens"`
+	ExpectedTokens int   `json:"expected_tokens"`
+	InFlight       int64 `json:"in_flight"`
+	PrefillTokens  int64 `json:"prefill_tokens"`
+	ContextTokens  int64 `json:"context_tokens"`
+	// BacklogSeconds is how long the prefill work sent there will take.
+	BacklogSeconds float64 `json:"backlog_seconds"`
+	// Source says what is known of its cache: events, or approximate where it
+	// has none and only what this router sent there is.
+	Source string `json:"source"`
+	Trust  string `json:"trust"`
+	// Faith is the share of predicted cached tokens that its engine confirmed.
+	Faith float64 `json:"faith"`
+	// Load is nil if the engine's metrics never could be read.
+	Load *LoadView `json:"load"`
+
+	cost float64
+	load LoadView
 }
 
-// maxViews bounds the candidates kept of one decision.
-const maxViews = 8
+// LoadView is what an engine's metrics said.
+type LoadView struct {
+	AgeSeconds float64 `json:"age_seconds"`
+	Stale      bool    `json:"stale"`
+	Running    float64 `json:"running"`
+	Waiting    float64 `json:"waiting"`
+	KVUsage    float64 `json:"kv_usage"`
+	// PrefillRate is in tokens a second, 0 if it was not learned.
+	PrefillRate float64 `json:"prefill_rate"`
+}
+
+const (
+	sourceEvents      = "events"
+	sourceApproximate = "approximate"
+)
+
+// maxViews bounds the candidates kept of one decision; maxTerms is how many
+// terms most strategies have at most.
+const (
+	maxViews = 8
+	maxTerms = 6
+)
 
 // decisionLog is a ring of the newest decisions. It keeps copies in memory
-// that is allocated once.
+// that is used again.
 type decisionLog struct {
 	ring []Decision
 	next int
@@ -50,34 +116,115 @@ type decisionLog struct {
 func newDecisionLog(n int) decisionLog {
 	l := decisionLog{ring: make([]Decision, n)}
 	for i := range l.ring {
-		l.ring[i].Candidates = make([]CandidateView, 0, maxViews)
+		views, terms := make([]CandidateView, maxViews), make([]Term, maxViews*maxTerms)
+		for j := range views {
+			views[j].Terms = terms[j*maxTerms : j*maxTerms : (j+1)*maxTerms]
+		}
+		l.ring[i].Candidates = views[:0]
 	}
 	return l
 }
 
-// record keeps one decision; cands are in the order of preference as far as
-// the target's list reaches.
-func (l *decisionLog) record(req *Request, t *Target, cands []Candidate) {
+// resized returns a log of n decisions with the newest of l.
+func (l *decisionLog) resized(n int) decisionLog {
+	to := newDecisionLog(n)
+	old := l.appendTo(nil)
+	old = old[:min(len(old), n)]
+	slices.Reverse(old)
+	copy(to.ring, old)
+	if n > 0 {
+		to.next, to.full = len(old)%n, len(old) == n
+	}
+	return to
+}
+
+// record keeps one decision; the candidates of sc are in the order of
+// preference as far as the target's list reaches.
+func (l *decisionLog) record(st *settings, sc *scratch, t *Target, p *prospect) {
 	if len(l.ring) == 0 {
 		return
 	}
-	d := &l.ring[l.next]
-	views := d.Candidates[:0]
-	for i := range min(len(cands), maxViews) {
-		c := &cands[i]
-		views = append(views, CandidateView{
-			Name: c.Endpoint.Name, Address: c.Endpoint.Address, MatchedTokens: c.MatchedTokens,
-			Trust: c.Trust.String(), InFlight: c.InFlight, PrefillTokens: c.PrefillTokens,
-		})
-	}
-	*d = Decision{
-		Time: req.Arrived, RequestID: req.ID, Model: req.Model, Strategy: t.Strategy, Reason: t.Reason.String(),
-		PromptTokens: t.PromptTokens, Tokens: t.Tokens, Considered: len(cands), Candidates: views,
-	}
+	l.ring[l.next].fill(sc, t, p, maxViews)
 	l.next++
 	if l.next == len(l.ring) {
 		l.next, l.full = 0, true
 	}
+}
+
+// fill makes d the decision that sc's first n candidates tell, using its
+// memory again.
+func (d *Decision) fill(sc *scratch, t *Target, p *prospect, n int) {
+	req, cands := sc.scene.req, sc.candidates
+	views := d.Candidates[:0]
+	for i := range min(len(cands), n) {
+		if len(views) < cap(views) {
+			views = views[:len(views)+1] // with the memory of an older view
+		} else {
+			views = append(views, CandidateView{})
+		}
+		views[i].fill(sc, &cands[i], p.strategy)
+	}
+	*d = Decision{
+		Time: req.Arrived, RequestID: req.ID, Model: req.Model, Strategy: t.Strategy, ChosenBy: p.by, Profile: p.profile,
+		Reason: t.Reason.String(), PromptTokens: t.PromptTokens, view: t.Tokens, Unit: p.unit,
+		Considered: len(cands), Candidates: views,
+	}
+	if t.Reason == ReasonMetricMissing && p.blend == nil || t.Reason == ReasonNoKey {
+		d.Unit = UnitRequests // what decided instead
+	}
+	if len(t.Endpoints) > 1 && !math.IsInf(cands[1].Cost, 0) {
+		d.margin, d.hasMargin = cands[1].Cost-cands[0].Cost, true
+	}
+}
+
+func (v *CandidateView) fill(sc *scratch, c *Candidate, s *strategy) {
+	terms := v.Terms[:0]
+	if !c.Missing && !math.IsInf(c.Cost, 0) {
+		terms = s.termsOf(&sc.scene, c, terms)
+	}
+	*v = CandidateView{
+		Name: c.Endpoint.Name, Address: c.Endpoint.Address, Terms: terms, Missing: c.Missing, Cooling: c.Cooling,
+		MatchedTokens: c.MatchedTokens, DeviceTokens: c.DeviceTokens, ExpectedTokens: c.ExpectedTokens,
+		InFlight: c.InFlight, PrefillTokens: c.PrefillTokens, ContextTokens: c.ContextTokens,
+		BacklogSeconds: c.Backlog.Seconds(), Source: sourceEvents, Trust: c.Trust.String(),
+		Faith: c.Endpoint.State.Faith(), cost: c.Cost,
+	}
+	if len(c.Endpoint.Publishers) == 0 {
+		v.Source = sourceApproximate
+	}
+	if c.Load != nil {
+		v.load = LoadView{
+			AgeSeconds: sc.scene.now.Sub(c.Load.At).Seconds(), Stale: c.Fresh == 0,
+			Running: c.Load.Running, Waiting: c.Load.Waiting, KVUsage: c.Load.KVUsage,
+		}
+		if c.Fresh&pool.FieldPrefillRate != 0 {
+			v.load.PrefillRate = c.Load.PrefillRate
+		}
+		v.Load = &v.load
+	}
+}
+
+// detached returns a copy of d that shares no memory with it.
+func (d *Decision) detached() Decision {
+	c := *d
+	c.Tokens = d.view.String()
+	if d.hasMargin {
+		m := d.margin
+		c.Margin = &m
+	}
+	c.Candidates = slices.Clone(d.Candidates)
+	for i := range c.Candidates {
+		v := &c.Candidates[i]
+		v.Terms = append([]Term{}, v.Terms...)
+		if !math.IsInf(v.cost, 0) {
+			cost := v.cost
+			v.Cost = &cost
+		}
+		if v.Load != nil {
+			v.Load = &v.load
+		}
+	}
+	return c
 }
 
 func (l *decisionLog) appendTo(dst []Decision) []Decision {
@@ -86,73 +233,21 @@ func (l *decisionLog) appendTo(dst []Decision) []Decision {
 		n = len(l.ring)
 	}
 	for i := range n {
-		d := l.ring[(l.next-1-i+len(l.ring))%len(l.ring)]
-		d.Candidates = append([]CandidateView(nil), d.Candidates...)
-		dst = append(dst, d)
+		dst = append(dst, l.ring[(l.next-1-i+len(l.ring))%len(l.ring)].detached())
 	}
 	return dst
 }
 
-// Words explains the decision in a few sentences.
-func (d Decision) Words() string {
-	if len(d.Candidates) == 0 {
-		return "Nothing was chosen."
+// debug writes one line about a decision if debug lines are written at all.
+func (r *Router) debug(ctx context.Context, sc *scratch, t *Target, p *prospect) {
+	if !r.logger.Enabled(ctx, slog.LevelDebug) {
+		return
 	}
-	var b strings.Builder
-	won := d.Candidates[0]
-	fmt.Fprintf(&b, "%s (%s) was chosen by %s out of %d candidates: %s.", won.Name, won.Address, d.Strategy, d.Considered, d.because())
-	if d.PromptTokens > 0 && won.MatchedTokens > 0 {
-		fmt.Fprintf(&b, " It holds %d of the prompt's %d tokens (%.0f %%)", won.MatchedTokens, d.PromptTokens, 100*float64(won.MatchedTokens)/float64(d.PromptTokens))
-		if won.Trust != kvindex.TrustExact.String() {
-			fmt.Fprintf(&b, ", as far as its %s event history says", won.Trust)
-		}
-		b.WriteByte('.')
-	}
-	if w := d.Tokens.words(); w != "" {
-		b.WriteString(" " + w)
-	}
-	fmt.Fprintf(&b, " This router has %s in flight there.", requests(won.InFlight))
-	for _, c := range d.Candidates[1:] {
-		fmt.Fprintf(&b, " %s", c.Name)
-		if d.PromptTokens > 0 {
-			fmt.Fprintf(&b, " holds %d tokens and", c.MatchedTokens)
-		}
-		fmt.Fprintf(&b, " has %s in flight.", requests(c.InFlight))
-	}
-	return b.String()
-}
-
-func requests(n int64) string {
-	if n == 1 {
-		return "1 request"
-	}
-	return fmt.Sprintf("%d requests", n)
-}
-
-func (d Decision) because() string {
-	switch d.Reason {
-	case ReasonPrefix.String():
-		return "no candidate holds a longer prefix of the prompt"
-	case ReasonLoad.String():
-		return "no candidate has fewer requests in flight"
-	case ReasonRandom.String():
-		return "it was drawn at random"
-	case ReasonCold.String():
-		return "no candidate holds any of the prompt, and none has fewer requests in flight"
-	case ReasonShort.String():
-		return "the prompt is too short to be cached, and no candidate has fewer requests in flight"
-	case ReasonNoPrompt.String():
-		return "the request has no prompt that can be looked up, and no candidate has fewer requests in flight"
-	case ReasonNoEvents.String():
-		return "no candidate has reported a cached block yet, and none has fewer requests in flight"
-	case ReasonTokenizerDown.String():
-		return "no tokenizer answered, so that cached prefixes could not be looked up, and no candidate has fewer requests in flight"
-	case ReasonTokenizerTimeout.String():
-		return "the tokenizer took too long, so that cached prefixes could not be looked up, and no candidate has fewer requests in flight"
-	case ReasonTokenizerRefused.String():
-		return "the tokenizer refused the prompt, and no candidate has fewer requests in flight"
-	case ReasonTokenizerForm.String():
-		return "the tokenizer has no form for such a prompt, and no candidate has fewer requests in flight"
-	}
-	return d.Reason
+	c := &sc.candidates[0]
+	r.logger.LogAttrs(ctx, slog.LevelDebug, "decided",
+		slog.String("request_id", sc.scene.req.ID), slog.String("model", sc.scene.req.Model),
+		slog.String("strategy", t.Strategy), slog.String("chosen_by", string(p.by)), slog.String("reason", t.Reason.String()),
+		slog.String("endpoint", c.Endpoint.Name), slog.String("address", c.Endpoint.Address),
+		slog.Int("candidates", len(sc.candidates)), slog.Float64("cost", c.Cost), slog.String("unit", string(p.unit)),
+		slog.Int("prompt_tokens", t.PromptTokens), slog.Int("matched_tokens", t.MatchedTokens), slog.Int64("in_flight", c.InFlight))
 }

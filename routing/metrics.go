@@ -12,6 +12,8 @@ type metrics struct {
 	errors    map[Reason]prometheus.Counter
 	prompt    prometheus.Counter
 	matched   prometheus.Counter
+	missing   map[string]prometheus.Counter
+	cooldowns prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, strategies []string) *metrics {
@@ -41,6 +43,18 @@ func newMetrics(reg prometheus.Registerer, strategies []string) *metrics {
 			Help: "Tokens of those prompts that the chosen endpoint held.",
 		}),
 	}
+	missing := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "warmpath_routing_missing_total",
+		Help: "Decisions for which the strategy's data of at least one candidate was missing or stale.",
+	}, []string{"strategy"})
+	m.missing = map[string]prometheus.Counter{}
+	for _, s := range strategies {
+		m.missing[s] = missing.WithLabelValues(s)
+	}
+	m.cooldowns = f.NewCounter(prometheus.CounterOpts{
+		Name: "warmpath_routing_cooldowns_total",
+		Help: "Times that an endpoint began to be avoided because it failed requests.",
+	})
 	for _, r := range Reasons() {
 		if r >= ReasonBadRequest {
 			m.errors[r] = errs.WithLabelValues(r.String())

@@ -36,6 +36,22 @@ const (
 	// ReasonTokenizerForm: the tokenizers have no form for such a prompt; least
 	// loaded.
 	ReasonTokenizerForm
+	// ReasonTurn: the endpoint whose turn it is.
+	ReasonTurn
+	// ReasonAffinity: the endpoint of the request's key.
+	ReasonAffinity
+	// ReasonBlend: the best by several strategies at once.
+	ReasonBlend
+	// ReasonSpill: another candidate holds more of the prompt, and it would take
+	// longer or cost others more.
+	ReasonSpill
+	// ReasonNoKey: the request has nothing that the strategy could hash; fewest
+	// requests in flight.
+	ReasonNoKey
+	// ReasonMetricMissing: the strategy's metric, or that of a part of the
+	// blend, is known and fresh for no candidate; fewest requests in flight, or
+	// the other parts.
+	ReasonMetricMissing
 )
 
 // Reasons of an [Error].
@@ -69,6 +85,12 @@ var reasonNames = map[Reason]string{
 	ReasonTokenizerTimeout: "tokenizer_timeout",
 	ReasonTokenizerRefused: "tokenizer_refused",
 	ReasonTokenizerForm:    "tokenizer_form",
+	ReasonTurn:             "turn",
+	ReasonAffinity:         "affinity",
+	ReasonBlend:            "blend",
+	ReasonSpill:            "spill",
+	ReasonNoKey:            "no_key",
+	ReasonMetricMissing:    "metric_missing",
 	ReasonBadRequest:       "bad_request",
 	ReasonUnknownStrategy:  "unknown_strategy",
 	ReasonModelNotFound:    "model_not_found",
@@ -101,7 +123,7 @@ func (r Reason) String() string {
 // strategy wants.
 func (r Reason) Degraded() bool {
 	switch r {
-	case ReasonNoEvents, ReasonTokenizerDown, ReasonTokenizerTimeout, ReasonTokenizerRefused, ReasonTokenizerForm:
+	case ReasonNoEvents, ReasonTokenizerDown, ReasonTokenizerTimeout, ReasonTokenizerRefused, ReasonTokenizerForm, ReasonNoKey, ReasonMetricMissing:
 		return true
 	}
 	return false

@@ -52,10 +52,17 @@ type Request struct {
 	Path string
 	// Model is the body's model field, empty if the request names none.
 	Model string
-	// Strategy is the strategy asked for by header, empty for the configured
-	// default.
+	// Strategy is the strategy or blend asked for by header, empty if none is.
 	Strategy string
-	Prompt   Prompt
+	// Profile is the config-profile header's value, empty if there is none.
+	Profile string
+	// Filter is the external-filter header's value, a label selector; empty if
+	// there is none.
+	Filter string
+	// Stream: the answer is streamed, so that its headers say nothing about how
+	// far the engine is.
+	Stream bool
+	Prompt Prompt
 	// User is the user header's value, empty if there is none.
 	User string
 	// Session is the x-session-id header's value, empty if there is none.

@@ -155,12 +155,12 @@ func (t *Tokens) usable(size, known int) int {
 
 // match fills in how many of the prompt's tokens each candidate holds. It
 // returns the prompt's length in tokens.
-func (r *Router) match(c *Context, sc *scratch, scope kvindex.Scope, serving []*pool.Endpoint) (Reason, int, TokenView) {
+func (r *Router) match(ctx context.Context, req *Request, sc *scratch, scope kvindex.Scope, serving []*pool.Endpoint) (Reason, int, TokenView) {
 	sizes := blockSizes(sc.candidates)
 	if len(sizes) == 0 {
 		return ReasonNoEvents, 0, TokenView{}
 	}
-	if reason := r.tokens(c, sc, serving, sizes); reason != ReasonNone {
+	if reason := r.tokens(ctx, req, sc, serving, sizes); reason != ReasonNone {
 		return reason, 0, TokenView{Fault: reason}
 	}
 	sc.index()
@@ -176,8 +176,11 @@ func (r *Router) match(c *Context, sc *scratch, scope kvindex.Scope, serving []*
 			}
 			short = false
 			scope.BlockSize = size
-			sc.chain = kvindex.AppendChain(sc.chain[:0], r.hasher.Root(scope), known[:blocks])
-			sc.matches = r.index.Match(sc.matches[:0], sc.chain, c.Request.Arrived, nil)
+			from := len(sc.chain)
+			sc.chain = kvindex.AppendChain(sc.chain, r.hasher.Root(scope), known[:blocks])
+			k := chain{size, sc.chain[from:], t.Endpoints}
+			sc.chains = append(sc.chains, k)
+			sc.matches = r.index.Match(sc.matches[:0], k.blocks, req.Arrived, nil)
 			best = max(best, sc.merge(size, t.Endpoints))
 		}
 	}
@@ -196,8 +199,8 @@ func (r *Router) match(c *Context, sc *scratch, scope kvindex.Scope, serving []*
 
 // tokens puts what is known of the prompt's tokens into sc.tokens, at least
 // one element, or returns the reason why nothing is.
-func (r *Router) tokens(c *Context, sc *scratch, serving []*pool.Endpoint, sizes []int) Reason {
-	p := &c.Request.Prompt
+func (r *Router) tokens(ctx context.Context, req *Request, sc *scratch, serving []*pool.Endpoint, sizes []int) Reason {
+	p := &req.Prompt
 	switch {
 	case p.Kind == PromptTokens:
 		sc.tokens = append(sc.tokens[:0], Tokens{Source: TokensIDs, Count: len(p.Tokens), Blocks: sc.blocks[:0]})
@@ -216,8 +219,8 @@ func (r *Router) tokens(c *Context, sc *scratch, serving []*pool.Endpoint, sizes
 	case r.tokenizer == nil:
 		return ReasonTokenizerDown
 	}
-	sc.query = TokenQuery{Request: &c.Request, Serving: serving, Hasher: r.hasher, BlockSizes: sizes}
-	tokens, err := r.tokenizer.Tokenize(c, &sc.query, sc.tokens[:0])
+	sc.query = TokenQuery{Request: req, Serving: serving, Hasher: r.hasher, BlockSizes: sizes}
+	tokens, err := r.tokenizer.Tokenize(ctx, &sc.query, sc.tokens[:0])
 	sc.query = TokenQuery{} // the scratch must not keep the request alive
 	if err != nil {
 		return err.Reason

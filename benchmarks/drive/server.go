@@ -139,7 +139,7 @@ func (cfg serverConfig) build() (run func(context.Context, net.Listener) error, 
 	}
 	rc := routing.DefaultConfig()
 	rc.Strategy = cfg.Strategy
-	router, err := routing.New(rc, p, index, tok, hasher, reg, random)
+	router, err := routing.New(rc, p, index, tok, hasher, log, reg, random)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -171,7 +171,7 @@ w.yaml:3: pool.static.endpoints[1].events: "ipc://x" is not a TCP endpoint; use 
 w.yaml:3: pool.static.endpoints[1].name: "a" is also the name of static.endpoints[0]; names must be unique
 w.yaml:4: pool.health.path: "x" does not start with a slash; use for example /health
 w.yaml:5: extproc.listen: "x" is not host:port; use for example 127.0.0.1:9002, or unix:PATH
-w.yaml:6: routing.strategy: "fastest" is not a strategy; use one of least-request, prefix-cache, random
+w.yaml:6: routing.strategy: "fastest" is not a strategy; use one of consistent-hash, least-busy-time, least-gpu-cache, least-kv-cache, least-latency, least-request, least-utilization, lora-affinity, power-of-two, prefix-cache, random, round-robin, session-affinity, throughput
 w.yaml:9: tokenizer.endpoints[1]: "nope" is not an http URL; use for example http://10.0.0.7:8000
 w.yaml:10: index.max_blocks: -1 is negative; use 0 for the default of 4194304
 w.yaml:11: events.replays: 0 allows no replay; use 1 or more

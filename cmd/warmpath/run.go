@@ -110,7 +110,7 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 			return nil, err
 		}
 	}
-	if r.routing, err = routing.New(cfg.Routing, r.pool, r.index, tok, hasher, reg, random()); err != nil {
+	if r.routing, err = routing.New(cfg.Routing, r.pool, r.index, tok, hasher, log, reg, random()); err != nil {
 		return nil, err
 	}
 	if r.extproc, err = extproc.New(cfg.ExtProc, r.routing, r.pool, log, reg); err != nil {

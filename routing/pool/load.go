@@ -38,9 +38,9 @@ const (
 // Load is what an engine's own metrics said at one instant, with rates learned
 // from earlier ones. It is immutable once published.
 type Load struct {
-	// At is when the engine answered.
-	At  time.Time
-	Has Field
+	// At is when the engine answered, Until when that no longer counts.
+	At, Until time.Time
+	Has       Field
 	// Running and Waiting are requests, of every client of the engine.
 	Running, Waiting float64
 	// KVUsage is the share of KV-cache blocks that running requests use, 0 to 1.
@@ -76,10 +76,9 @@ type Load struct {
 	Computed float64
 }
 
-// Fresh returns l's fields if l is not nil and not older than staleAfter, else
-// none.
-func (l *Load) Fresh(now time.Time, staleAfter time.Duration) Field {
-	if l == nil || now.Sub(l.At) > staleAfter {
+// Fresh returns l's fields if l is not nil and still counts at now, else none.
+func (l *Load) Fresh(now time.Time) Field {
+	if l == nil || now.After(l.Until) {
 		return 0
 	}
 	return l.Has

@@ -134,8 +134,8 @@ vllm:inter_token_latency_seconds_count %v`, prompt, cached, generated, prefillSu
 func TestLoad_Freshness(t *testing.T) {
 	var none *Load
 	now := time.Unix(100, 0)
-	l := &Load{At: now, Has: FieldKVUsage}
-	if none.Fresh(now, time.Second) != 0 || l.Fresh(now.Add(time.Second), time.Second) != FieldKVUsage || l.Fresh(now.Add(time.Second+1), time.Second) != 0 {
+	l := &Load{At: now, Until: now.Add(time.Second), Has: FieldKVUsage}
+	if none.Fresh(now) != 0 || l.Fresh(now.Add(time.Second)) != FieldKVUsage || l.Fresh(now.Add(time.Second+1)) != 0 {
 		t.Error("Fresh must give the fields up to the age and none after it, and none of nothing")
 	}
 }

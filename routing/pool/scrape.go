@@ -81,6 +81,7 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 				last = &before
 			}
 			l := newLoad(time.Now(), &now, last, m.state.Load(), m.state.InFlight())
+			l.Until = l.At.Add(p.cfg.Load.StaleAfter)
 			m.state.SetLoad(l)
 			now.adapters = nil // they belong to l
 			before, known = now, true

@@ -14,6 +14,7 @@ type State struct {
 	inFlight      atomic.Int64
 	prefillTokens atomic.Int64
 	contextTokens atomic.Int64
+	turn          atomic.Uint64
 
 	// drains is when the prefill work given so far will be done, in Unix
 	// nanoseconds, 0 before the first.
@@ -64,6 +65,13 @@ func (s *State) AddContext(tokens int64) { s.contextTokens.Add(tokens) }
 
 // ContextTokens returns the prompt tokens of the requests in flight.
 func (s *State) ContextTokens() int64 { return s.contextTokens.Load() }
+
+// SetTurn records the number of the decision that chose the endpoint.
+func (s *State) SetTurn(n uint64) { s.turn.Store(n) }
+
+// Turn returns the number of the last decision that chose the endpoint, 0 if
+// none has.
+func (s *State) Turn() uint64 { return s.turn.Load() }
 
 // Enqueue adds work to the endpoint's backlog and returns when it will be
 // done. An engine prefills in order of arrival and its answer does not tell

@@ -1,0 +1,72 @@
+package routing
+
+import (
+	"sort"
+	"time"
+
+	"github.com/warmpath/warmpath/kvindex"
+)
+
+// recent are the newest decisions about prompts, with the blocks that each
+// will have its endpoint hold. A prompt is looked up before the router's lock
+// is taken, and what is predicted for it reaches the index after the lock is
+// released; of simultaneous requests with one new prefix each would be blind
+// to the others. This closes the gap: it is read and written under the lock.
+type recent struct {
+	ring [recentDecisions]recentDecision
+	next int
+}
+
+const (
+	recentDecisions = 64
+	// recentFor is how long a decision counts here. By then the index knows.
+	recentFor = time.Second
+	// recentBlocks bounds what is kept of one prompt.
+	recentBlocks = 4096
+)
+
+type recentDecision struct {
+	at          time.Time
+	endpoint    kvindex.EndpointID
+	incarnation uint32
+	size        int
+	chain       []kvindex.BlockHash
+}
+
+// add keeps that a prompt's blocks were sent to c.
+func (r *recent) add(now time.Time, c *Candidate, size int, chain []kvindex.BlockHash) {
+	d := &r.ring[r.next]
+	r.next = (r.next + 1) % recentDecisions
+	*d = recentDecision{
+		at: now, endpoint: c.Endpoint.ID, incarnation: c.Endpoint.Incarnation, size: size,
+		chain: append(d.chain[:0], chain[:min(len(chain), recentBlocks)]...),
+	}
+}
+
+// expect raises the expected tokens of the candidates that prompts like the
+// current one were sent to. Positions of the candidates must be indexed.
+func (r *recent) expect(now time.Time, sc *scratch) {
+	for i := range r.ring {
+		d := &r.ring[i]
+		if len(d.chain) == 0 || now.Sub(d.at) > recentFor {
+			continue
+		}
+		for _, k := range sc.chains {
+			if k.size != d.size || len(k.blocks) == 0 || k.blocks[0] != d.chain[0] {
+				continue
+			}
+			if int(d.endpoint) >= len(sc.position) || sc.position[d.endpoint] < 0 {
+				continue
+			}
+			if c := &sc.candidates[sc.position[d.endpoint]]; c.Endpoint.Incarnation == d.incarnation {
+				c.ExpectedTokens = max(c.ExpectedTokens, common(k.blocks, d.chain)*d.size)
+			}
+		}
+	}
+}
+
+// common returns how many leading blocks two chains share. A chain hash
+// depends on all blocks before it, so once they differ they never agree again.
+func common(a, b []kvindex.BlockHash) int {
+	return sort.Search(min(len(a), len(b)), func(i int) bool { return a[i] != b[i] })
+}

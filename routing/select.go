@@ -1,0 +1,251 @@
+package routing
+
+import (
+	"math"
+	"time"
+
+	"github.com/warmpath/warmpath/routing/pool"
+)
+
+// missingRule is the missing-data rule of the strategies that need metrics.
+const missingRule = "counts as the worst known; all missing: fewest requests in flight"
+
+// weigh gives every candidate of sc its cost under s. It returns why s could
+// not decide by its own rule, [ReasonNone] if it could, and for how many
+// candidates data was missing. The router's lock is held.
+func (s *strategy) weigh(sc *scratch) (Reason, int) {
+	cands := sc.candidates
+	if s.blend == nil {
+		reason, n := s.fill(sc, func(c *Candidate, cost float64) { c.Cost = cost })
+		if reason != ReasonNone {
+			byInFlight(cands)
+		}
+		return reason, n
+	}
+	for i := range cands {
+		cands[i].Cost = 0
+	}
+	faults, most := 0, 0
+	for _, p := range s.blend {
+		factor := p.weight * p.seconds(sc.scene.settings)
+		reason, n := p.fill(sc, func(c *Candidate, cost float64) { c.Cost += factor * cost })
+		most = max(most, n)
+		if reason != ReasonNone {
+			faults++
+		}
+	}
+	switch {
+	case faults == len(s.blend):
+		byInFlight(cands)
+		return ReasonMetricMissing, most
+	case faults > 0:
+		return ReasonMetricMissing, most
+	}
+	return ReasonNone, most
+}
+
+// fill computes the cost of every candidate under s and gives it to add, the
+// worst known one where data is missing. It adds nothing if it returns a
+// reason.
+func (s *strategy) fill(sc *scratch, add func(*Candidate, float64)) (Reason, int) {
+	cands := sc.candidates
+	if s.prepare != nil {
+		if reason := s.prepare(&sc.scene, cands); reason != ReasonNone {
+			return reason, 0
+		}
+	}
+	sc.costs = sc.costs[:0]
+	worst, n := math.Inf(-1), 0
+	for i := range cands {
+		cost := s.cost(&sc.scene, &cands[i])
+		if missing(cost) {
+			n++
+			cands[i].Missing = true
+		} else {
+			worst = max(worst, cost)
+		}
+		sc.costs = append(sc.costs, cost)
+	}
+	if n == len(cands) {
+		return ReasonMetricMissing, n
+	}
+	for i, cost := range sc.costs {
+		if missing(cost) {
+			cost = worst
+		}
+		add(&cands[i], cost)
+	}
+	return ReasonNone, n
+}
+
+func byInFlight(cands []Candidate) {
+	for i := range cands {
+		cands[i].Cost = float64(cands[i].InFlight)
+	}
+}
+
+// prospect is what is known of a request when its candidates are.
+type prospect struct {
+	choice
+	// reason is why the prompt's cached prefix is or is not known.
+	reason       Reason
+	promptTokens int
+	tokens       TokenView
+	adapter      string
+}
+
+// judge reads the load of all candidates and weighs them. It returns the
+// reason of the decision, less what depends on the winner. The router's lock
+// is held.
+func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect) (Reason, int) {
+	sc.scene = scene{
+		now: req.Arrived, req: req, settings: st, adapter: p.adapter, promptTokens: p.promptTokens, rand: r.rand,
+	}
+	for i := range sc.candidates {
+		sc.candidates[i].look(req.Arrived)
+	}
+	reason := p.strategy.reason
+	if p.matches {
+		sc.index()
+		r.recent.expect(req.Arrived, sc)
+		sc.unindex()
+		reason = p.reason
+		if (reason == ReasonCold || reason == ReasonNoEvents) && sc.longest() > 0 {
+			reason = ReasonPrefix
+		}
+		if p.blend != nil && (reason == ReasonPrefix || reason == ReasonCold || reason == ReasonShort) {
+			reason = ReasonBlend
+		}
+	}
+	fault, missing := p.weigh(sc)
+	if fault != ReasonNone {
+		reason = fault
+	}
+	return reason, missing
+}
+
+// longest returns the most tokens that any candidate is expected to hold.
+func (sc *scratch) longest() int {
+	most := 0
+	for i := range sc.candidates {
+		most = max(most, sc.candidates[i].ExpectedTokens)
+	}
+	return most
+}
+
+// selectAndReserve picks the best candidate and counts the request on it, in
+// one step, and lists the next best behind it.
+func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *prospect) Target {
+	cands := sc.candidates
+	n := min(1+st.cfg.Fallbacks, len(cands))
+	endpoints := make([]*pool.Endpoint, n)
+	now := c.Request.Arrived
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	reason, missing := r.judge(st, &c.Request, sc, p)
+	longest := 0
+	if reason == ReasonPrefix {
+		longest = sc.longest()
+	}
+	// A partial selection sort: n is 3 by default.
+	for i := range n {
+		best := r.best(cands[i:]) + i
+		cands[i], cands[best] = cands[best], cands[i]
+		endpoints[i] = cands[i].Endpoint
+	}
+	won := &cands[0]
+	if reason == ReasonPrefix && won.ExpectedTokens < longest {
+		reason = ReasonSpill
+	}
+	t := Target{
+		Endpoints: endpoints, Strategy: p.name, Reason: reason, Tokens: p.tokens,
+		PromptTokens: p.promptTokens, MatchedTokens: won.MatchedTokens,
+	}
+	r.reserve(sc, won, &t)
+	r.turn++
+	won.Endpoint.State.SetTurn(r.turn)
+	won.Endpoint.State.Try(now)
+	t.observe = r.observer
+	if missing > 0 {
+		r.metrics.missing[p.metricName()].Inc()
+	}
+	r.log.record(st, sc, &t, p)
+	return t
+}
+
+// reserve counts the request on the winner.
+func (r *Router) reserve(sc *scratch, won *Candidate, t *Target) {
+	s := &sc.scene
+	t.expected = int(s.cached(won))
+	t.context = int64(s.promptTokens)
+	if t.context == 0 {
+		t.context = guessTokens(s.req)
+	}
+	t.work = max(0, t.context-int64(t.expected))
+	t.queued = time.Duration(float64(t.work) / s.prefillRate(won) * float64(time.Second))
+	state := won.Endpoint.State
+	state.Reserve(t.work)
+	state.AddContext(t.context)
+	state.Place(s.now, t.work)
+	t.until = state.Enqueue(s.now, t.queued)
+	for _, k := range sc.chains {
+		if serves(won.Endpoint, k) {
+			r.recent.add(s.now, won, k.size, k.blocks)
+		}
+	}
+}
+
+// bytesPerToken is what a token of English text takes.
+const bytesPerToken = 4
+
+// guessTokens estimates the length of a prompt that was not tokenized.
+func guessTokens(r *Request) int64 {
+	p := &r.Prompt
+	switch p.Kind {
+	case PromptText:
+		return int64(len(p.Text) / bytesPerToken)
+	case PromptTokens:
+		return int64(len(p.Tokens))
+	case PromptChat:
+		if !p.Multimodal { // an image is bytes and few tokens
+			return int64((len(p.Messages) + len(p.Tools)) / bytesPerToken)
+		}
+	case PromptNone:
+	}
+	return 0
+}
+
+// best returns the index of the candidate of the smallest cost, one of them at
+// random. The caller holds mu.
+func (r *Router) best(cands []Candidate) int {
+	best, ties := 0, 1
+	for i := 1; i < len(cands); i++ {
+		switch {
+		case cands[i].Cost < cands[best].Cost:
+			best, ties = i, 1
+		case cands[i].Cost == cands[best].Cost:
+			if ties++; r.rand.IntN(ties) == 0 {
+				best = i
+			}
+		}
+	}
+	return best
+}
+
+// observe records what a request told about an endpoint.
+func (r *Router) observe(e *pool.Endpoint, now time.Time, o pool.Outcome) {
+	if e.State.Observe(now, o) {
+		r.metrics.cooldowns.Inc()
+		r.logger.Warn("endpoint failed a request; others are preferred for a while",
+			"endpoint", e.Name, "address", e.Address, "until", e.State.CoolUntil())
+	}
+}
+
+// metricName returns the name of s in metrics.
+func (s *strategy) metricName() string {
+	if s.blend != nil {
+		return blendMetric
+	}
+	return s.name
+}
