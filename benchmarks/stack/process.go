@@ -80,6 +80,10 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
+// Err returns how the process has ended, nil for exit status 0. It is valid
+// once Done is closed.
+func (p *Process) Err() error { return p.err }
+
 // Signal sends a signal to the process, if it still runs.
 func (p *Process) Signal(s syscall.Signal) error {
 	select {

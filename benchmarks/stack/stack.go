@@ -27,7 +27,7 @@ type Config struct {
 	Engines int
 	// EngineArgs are passed to every engine.
 	EngineArgs []string
-	// RouterArgs are passed to warmpath serve.
+	// RouterArgs are settings, as flags, passed to every command of warmpath.
 	RouterArgs []string
 	// Model is the served model's name.
 	Model string
@@ -143,7 +143,7 @@ func (s *Stack) StartRouter(ctx context.Context) error {
 }
 
 func (s *Stack) startEnvoy(ctx context.Context) error {
-	cmd := exec.CommandContext(ctx, s.cfg.Warmpath, "envoy-config", "--config", s.config)
+	cmd := exec.CommandContext(ctx, s.cfg.Warmpath, append([]string{"envoy-config", "--config", s.config}, s.cfg.RouterArgs...)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	bootstrap, err := cmd.Output()
