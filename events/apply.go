@@ -22,21 +22,6 @@ type tally struct {
 	bytes, frames                      uint64
 }
 
-func (t *tally) add(o *tally) {
-	for i := range t.events {
-		t.events[i] += o.events[i]
-	}
-	for i := range t.skipped {
-		t.skipped[i] += o.skipped[i]
-	}
-	t.stored += o.stored
-	t.removed += o.removed
-	t.unplaced += o.unplaced
-	t.unknown += o.unknown
-	t.bytes += o.bytes
-	t.frames += o.frames
-}
-
 // outcome is what a batch means for the trust in the publisher's state.
 type outcome struct {
 	// cleared: the batch emptied the cache.

@@ -103,24 +103,6 @@ func (e *engine) publish(t *testing.T, events ...any) {
 	}
 }
 
-// block is the event that stores block i of a chain of one-token blocks.
-func block(i int) map[string]any {
-	e := map[string]any{
-		"type": "BlockStored", "block_hashes": []int{i + 100}, "parent_block_hash": nil,
-		"token_ids": []int{i}, "block_size": 1, "lora_id": nil, "medium": "GPU", "lora_name": nil, "extra_keys": []any{nil},
-	}
-	if i > 0 {
-		e["parent_block_hash"] = i + 99
-	}
-	return e
-}
-
-func removed(i int) map[string]any {
-	return map[string]any{"type": "BlockRemoved", "block_hashes": []int{i + 100}, "medium": "GPU"}
-}
-
-var cleared = map[string]any{"type": "AllBlocksCleared"}
-
 // router is a manager over real sockets with one static endpoint.
 type router struct {
 	index   *kvindex.Index
