@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -36,8 +37,8 @@ type client interface {
 type source struct {
 	kind   promptKind
 	bodies [][]byte
-	// reason is what answers must give as theirs, empty for any.
-	reason string
+	// reasons are what answers may give as theirs, nil for any.
+	reasons []string
 }
 
 // body returns the body of request i. Unless each is a new one, it must not be
@@ -53,8 +54,8 @@ func (s *source) body(i uint64) []byte {
 
 // check compares the reason of an answer with what the lane is about.
 func (s *source) check(reason string) error {
-	if s.reason != "" && reason != s.reason {
-		return fmt.Errorf("the decision's reason is %q, and not %q: it measures nothing", reason, s.reason)
+	if s.reasons != nil && !slices.Contains(s.reasons, reason) {
+		return fmt.Errorf("the decision's reason is %q, and not one of %q: it measures something else", reason, s.reasons)
 	}
 	return nil
 }

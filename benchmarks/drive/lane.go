@@ -39,10 +39,10 @@ type lane struct {
 	name, doc string
 	server    serverKind
 	strategy  string
-	// reason is how the router must explain its decisions: a lane that fell back
-	// to something cheaper measures nothing.
-	reason routing.Reason
-	prompt promptKind
+	// reasons are how the router may explain its decisions: a lane that fell
+	// back to something cheaper measures nothing. nil: there is no router.
+	reasons []routing.Reason
+	prompt  promptKind
 	// delay is the time that the tokenizer takes.
 	delay time.Duration
 }
@@ -55,12 +55,14 @@ const (
 
 // lanes is the table of all lanes, cheapest first.
 func lanes() []lane {
+	// A prefix that was found and passed over for load was looked up all the same.
+	prefix := []routing.Reason{routing.ReasonPrefix, routing.ReasonSpill}
 	all := []lane{
 		{name: laneDirect, doc: "through Envoy without an external processor; needs --envoy", server: serverNone, prompt: promptSeen},
 		{name: laneNull, doc: "the smallest external processor: three messages, one header set", server: serverNull, prompt: promptSeen},
-		{name: "random", doc: "strategy random", server: serverRouter, strategy: "random", reason: routing.ReasonRandom, prompt: promptSeen},
-		{name: "least-request", doc: "strategy least-request", server: serverRouter, strategy: "least-request", reason: routing.ReasonLoad, prompt: promptSeen},
-		{name: "prefix-ids", doc: "strategy prefix-cache, prompts are token ids", server: serverRouter, strategy: "prefix-cache", reason: routing.ReasonPrefix, prompt: promptIDs},
+		{name: "random", doc: "strategy random", server: serverRouter, strategy: "random", reasons: []routing.Reason{routing.ReasonRandom}, prompt: promptSeen},
+		{name: "least-request", doc: "strategy least-request", server: serverRouter, strategy: "least-request", reasons: []routing.Reason{routing.ReasonLoad}, prompt: promptSeen},
+		{name: "prefix-ids", doc: "strategy prefix-cache, prompts are token ids", server: serverRouter, strategy: "prefix-cache", reasons: prefix, prompt: promptIDs},
 	}
 	for _, p := range []struct {
 		kind      promptKind
@@ -70,7 +72,7 @@ func lanes() []lane {
 			all = append(all, lane{
 				name:   fmt.Sprintf("prefix-%s-%dms", p.name, ms),
 				doc:    fmt.Sprintf("strategy prefix-cache, %s, tokenizer of %d ms", p.doc, ms),
-				server: serverRouter, strategy: "prefix-cache", reason: routing.ReasonPrefix,
+				server: serverRouter, strategy: "prefix-cache", reasons: prefix,
 				prompt: p.kind, delay: time.Duration(ms) * time.Millisecond,
 			})
 		}

@@ -17,6 +17,8 @@ type slice struct {
 	used usage
 	// envoy is the processor time of Envoy.
 	envoy time.Duration
+	// tokenized is how often the tokenizer was asked.
+	tokenized uint64
 	// latencies are those of the requests that did not fail.
 	latencies []time.Duration
 	// fault is the first failure.
@@ -107,6 +109,8 @@ type result struct {
 	Allocs    float64 `json:"allocs_per_request"`
 	Bytes     float64 `json:"alloc_bytes_per_request"`
 	Messages  float64 `json:"messages_per_request"`
+	// Tokenized is how often the tokenizer was asked: 0 where tokens are known.
+	Tokenized float64 `json:"tokenizer_requests_per_request"`
 	P50       float64 `json:"p50_ms"`
 	P99       float64 `json:"p99_ms"`
 	// NullP50 and NullP99 are those of the null lane of the same row.
@@ -139,6 +143,7 @@ func summarize(r row, rounds [][]slice, null, concurrency int) []result {
 			all.requests += s.requests
 			all.failures += s.failures
 			all.envoy += s.envoy
+			all.tokenized += s.tokenized
 			all.used.Allocs += s.used.Allocs
 			all.used.AllocBytes += s.used.AllocBytes
 			all.used.Messages += s.used.Messages
@@ -159,6 +164,7 @@ func summarize(r row, rounds [][]slice, null, concurrency int) []result {
 		if n := float64(all.requests); n > 0 {
 			out.Allocs, out.Bytes = float64(all.used.Allocs)/n, float64(all.used.AllocBytes)/n
 			out.Messages = float64(all.used.Messages) / n
+			out.Tokenized = float64(all.tokenized) / n
 			out.EnvoyCPU = float64(all.envoy) / float64(time.Microsecond) / n
 		}
 		out.P50, out.P99 = milliseconds(quantile(all.latencies, 0.5)), milliseconds(quantile(all.latencies, 0.99))

@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/warmpath/warmpath/routing"
 )
 
 // options is what the flags say.
@@ -54,10 +52,11 @@ type station struct {
 	// server is nil for a lane without one.
 	server *remote
 	// envoy is nil without one; the cells of a row share it.
-	envoy  *envoy
-	client client
-	next   uint64
-	idle   int64
+	envoy     *envoy
+	tokenizer *stub
+	client    client
+	next      uint64
+	idle      int64
 }
 
 // run measures rows in turn. When ctx ends it returns what there is.
@@ -86,15 +85,8 @@ func (d *driver) row(ctx context.Context, r row) (results []result, err error) {
 		if s.name == laneNull {
 			null = j
 		}
-		// What is used for the first time is paid for here: connections, pools and
-		// caches, and the stub's answer to every prompt.
-		n, _ := workload{Body: r.body}.prompts()
-		warm, err := s.turn(ctx, d.concurrency, bound{requests: max(n, 2*d.concurrency)})
-		if err != nil {
+		if err := s.warmUp(ctx, r, d.concurrency); err != nil {
 			return nil, err
-		}
-		if warm.failures > 0 {
-			return nil, fmt.Errorf("lane %s at %d bytes: %d of %d requests failed while warming up, first: %w", s.label(), r.body, warm.failures, warm.requests, warm.fault)
 		}
 	}
 	turns, b := d.rounds()
@@ -125,6 +117,28 @@ func (d *driver) row(ctx context.Context, r row) (results []result, err error) {
 	return results, err
 }
 
+// warmUp sends every prompt, so that what is used for the first time is paid
+// for: connections, pools and caches. A router learns tokens behind its
+// decisions, so prompts that can be known are sent until the tokenizer is no
+// longer asked; if that never happens the report says so.
+func (s *station) warmUp(ctx context.Context, r row, concurrency int) error {
+	const most = 30
+	n, _ := workload{Body: r.body}.prompts()
+	for range most {
+		got, err := s.turn(ctx, concurrency, bound{requests: max(n, 2*concurrency)})
+		if err != nil {
+			return err
+		}
+		if got.failures > 0 {
+			return fmt.Errorf("lane %s at %d bytes: %d of %d requests failed while warming up, first: %w", s.label(), r.body, got.failures, got.requests, got.fault)
+		}
+		if got.tokenized == 0 || s.prompt == promptUnseen {
+			return nil
+		}
+	}
+	return nil
+}
+
 // turn drives a station for one slice. The server is asked before and after,
 // also if ctx ends in between.
 func (s *station) turn(ctx context.Context, concurrency int, b bound) (slice, error) {
@@ -147,7 +161,9 @@ func (s *station) turn(ctx context.Context, concurrency int, b bound) (slice, er
 	if s.envoy != nil {
 		envoyBefore = s.envoy.cpu()
 	}
+	asked := s.tokenizer.asked.Load()
 	out := load(ctx, s.client, s.next, concurrency, b)
+	out.tokenized = s.tokenizer.asked.Load() - asked
 	s.next += uint64(out.requests + concurrency)
 	if s.envoy != nil {
 		out.envoy = s.envoy.cpu() - envoyBefore
@@ -185,23 +201,17 @@ func (d *driver) start(ctx context.Context, r row) (stations []*station, stop fu
 		stops = append(stops, backend.stop)
 		addresses = backend.addresses
 	}
-	tokenizers := map[time.Duration]string{}
 	var gateways []gateway
 	for _, c := range r.cells {
-		url, ok := tokenizers[c.delay]
-		if !ok {
-			l, err := startLocal(&stub{delay: c.delay}, 1)
-			if err != nil {
-				return nil, stop, err
-			}
-			stops = append(stops, l.stop)
-			url = "http://" + l.addresses[0]
-			tokenizers[c.delay] = url
+		s := &station{cell: c, tokenizer: &stub{delay: c.delay}}
+		l, err := startLocal(s.tokenizer, 1)
+		if err != nil {
+			return nil, stop, err
 		}
-		s := &station{cell: c}
+		stops = append(stops, l.stop)
 		g := gateway{Name: c.label(), Engines: addresses[:c.endpoints]}
 		if c.server != serverNone {
-			if s.server, err = startRemote(ctx, d.program, fmt.Sprintf("%s-%d-%d", c.label(), r.body, r.chunks), d.dir, d.server(r, c, addresses, url)); err != nil {
+			if s.server, err = startRemote(ctx, d.program, fmt.Sprintf("%s-%d-%d", c.label(), r.body, r.chunks), d.dir, d.server(r, c, addresses, "http://"+l.addresses[0])); err != nil {
 				return nil, stop, err
 			}
 			stops = append(stops, s.server.stop)
@@ -219,8 +229,8 @@ func (d *driver) start(ctx context.Context, r row) (stations []*station, stop fu
 	for _, s := range stations {
 		w := d.workload(r, s.cell)
 		src := source{kind: s.prompt, bodies: w.bodies()}
-		if s.reason != routing.ReasonNone {
-			src.reason = s.reason.String()
+		for _, reason := range s.reasons {
+			src.reasons = append(src.reasons, reason.String())
 		}
 		if proxy != nil {
 			s.envoy = proxy

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/warmpath/warmpath/extproc"
 	"github.com/warmpath/warmpath/kvindex"
@@ -152,7 +153,10 @@ func (cfg serverConfig) build() (run func(context.Context, net.Listener) error, 
 	s.SetReady(true)
 	run = func(ctx context.Context, l net.Listener) error {
 		defer client.CloseIdleConnections()
-		return s.Run(ctx, l)
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return tok.Run(ctx) })
+		g.Go(func() error { return s.Run(ctx, l) })
+		return g.Wait()
 	}
 	return run, func() uint64 { return counted(reg, "warmpath_extproc_messages_total") }, nil
 }

@@ -172,27 +172,30 @@ func (w workload) tokens(body []byte) []kvindex.TokenID {
 	return ids
 }
 
-// appendTokens is the tokenizer: it appends the token ids of the chat in a
-// request body. Four bytes of a message are a token; each message begins with
-// two of its own. The first bytes of the prompt are left out, see [mark].
+// appendTokens is the tokenizer: it appends the token ids of the chat or the
+// text in a request body. Four bytes are a token; each message begins with two
+// of its own. The first bytes of a chat are left out, see [mark].
 func appendTokens(dst []kvindex.TokenID, body []byte) []kvindex.TokenID {
 	skip := nonce
 	gjson.GetBytes(body, "messages").ForEach(func(_, m gjson.Result) bool {
-		role := uint32(len(m.Get("role").Str))
-		dst = append(dst, kvindex.TokenID(vocabulary-1), kvindex.TokenID(role))
+		dst = append(dst, kvindex.TokenID(vocabulary-1), kvindex.TokenID(len(m.Get("role").Str)))
 		text := m.Get("content").Str
-		text = text[min(skip, len(text)):]
+		dst = appendTextTokens(dst, text[min(skip, len(text)):])
 		skip = 0
-		for ; len(text) > 0; text = text[min(4, len(text)):] {
-			var four [4]byte
-			copy(four[:], text)
-			v := binary.LittleEndian.Uint32(four[:])
-			// Letters differ in their low bits: five of each, folded.
-			v = v&31 | v>>8&31<<5 | v>>16&31<<10 | v>>24&31<<15
-			dst = append(dst, kvindex.TokenID(v^v>>17)%vocabulary)
-		}
 		return true
 	})
+	return appendTextTokens(dst, gjson.GetBytes(body, "prompt").Str)
+}
+
+func appendTextTokens(dst []kvindex.TokenID, text string) []kvindex.TokenID {
+	for ; len(text) > 0; text = text[min(4, len(text)):] {
+		var four [4]byte
+		copy(four[:], text)
+		v := binary.LittleEndian.Uint32(four[:])
+		// Letters differ in their low bits: five of each, folded.
+		v = v&31 | v>>8&31<<5 | v>>16&31<<10 | v>>24&31<<15
+		dst = append(dst, kvindex.TokenID(v^v>>17)%vocabulary)
+	}
 	return dst
 }
 

@@ -101,12 +101,20 @@ func TestStub_AnswersTheRealClient(t *testing.T) {
 		if err := json.Unmarshal(body, &chat); err != nil {
 			t.Fatal(err)
 		}
-		got, rerr := c.Tokenize(t.Context(), &routing.Request{Model: model, Prompt: routing.Prompt{Kind: routing.PromptChat, Messages: chat.Messages}}, nil)
+		hasher := kvindex.NewHasher(1)
+		got, rerr := c.Tokenize(t.Context(), &routing.TokenQuery{
+			Request: &routing.Request{Model: model, Prompt: routing.Prompt{Kind: routing.PromptChat, Messages: chat.Messages}},
+			Hasher:  hasher, BlockSizes: []int{blockSize},
+		}, nil)
 		if rerr != nil {
 			t.Fatal(rerr)
 		}
-		if diff := cmp.Diff(w.tokens(body), got); diff != "" {
-			t.Errorf("tokens (-want +got):\n%s", diff)
+		want := w.tokens(body)
+		if len(got) != 1 || got[0].Count != len(want) || len(got[0].Blocks) != 1 {
+			t.Fatalf("tokens: %+v, want one answer of %d", got, len(want))
+		}
+		if diff := cmp.Diff(hasher.AppendContents(nil, want, blockSize), got[0].Blocks[0].Contents); diff != "" {
+			t.Errorf("blocks (-want +got):\n%s", diff)
 		}
 	}
 	if n := st.asked.Load(); n != 3 {
@@ -200,7 +208,7 @@ func (o *oneMessage) Recv() (*extprocv3.ProcessingRequest, error) {
 func (o *oneMessage) Send(r *extprocv3.ProcessingResponse) error { o.out = r; return nil }
 
 // driveOne makes one request of a server that replies as given.
-func driveOne(t *testing.T, chunks int, reason string, reply func(*extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse) (*bare, error) {
+func driveOne(t *testing.T, chunks int, reasons []string, reply func(*extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse) (*bare, error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -211,7 +219,7 @@ func driveOne(t *testing.T, chunks int, reason string, reply func(*extprocv3.Pro
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(l) }()
 	w := workload{Seed: 1, Body: 1024, Kind: promptSeen}
-	c, err := newBare(l.Addr().String(), w, source{kind: w.Kind, bodies: w.bodies(), reason: reason}, chunks)
+	c, err := newBare(l.Addr().String(), w, source{kind: w.Kind, bodies: w.bodies(), reasons: reasons}, chunks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +243,7 @@ func TestBare_SendsChunksOnlyToThoseWhoAsk(t *testing.T) {
 		{&modev3.ProcessingMode{ResponseTrailerMode: modev3.ProcessingMode_SEND}, 0},
 		{&modev3.ProcessingMode{ResponseBodyMode: modev3.ProcessingMode_STREAMED}, 7},
 	} {
-		c, err := driveOne(t, 7, "", func(req *extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse {
+		c, err := driveOne(t, 7, nil, func(req *extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse {
 			if req.GetResponseBody() != nil {
 				return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: &extprocv3.BodyResponse{}}}
 			}
@@ -256,20 +264,21 @@ func TestBare_NamesWhatIsWrong(t *testing.T) {
 		ImmediateResponse: &extprocv3.ImmediateResponse{Status: &typev3.HttpStatus{Code: 404}, Body: []byte("no such model")},
 	}}
 	for _, tt := range []struct {
-		name, reason string
-		reply        func(*extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse
-		want         string
+		name    string
+		reasons []string
+		reply   func(*extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse
+		want    string
 	}{
-		{"refused", "", func(*extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse { return refusal }, "refused with status 404: no such model"},
-		{"no destination", "", func(req *extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse {
+		{"refused", nil, func(*extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse { return refusal }, "refused with status 404: no such model"},
+		{"no destination", nil, func(req *extprocv3.ProcessingRequest) *extprocv3.ProcessingResponse {
 			if req.GetRequestBody() != nil {
 				return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{RequestBody: &extprocv3.BodyResponse{}}}
 			}
 			return nullReply(req)
 		}, "sets no " + headerDestination},
-		{"another reason", "prefix", nullReply, `reason is "", and not "prefix"`},
+		{"another reason", []string{"prefix"}, nullReply, `reason is "", and not one of ["prefix"]`},
 	} {
-		if _, err := driveOne(t, 0, tt.reason, tt.reply); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := driveOne(t, 0, tt.reasons, tt.reply); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want an error with %q", tt.name, err, tt.want)
 		}
 	}
