@@ -427,7 +427,9 @@ func decodeHead(dst []byte, raw []byte) head {
 // one.
 func words(text []byte) (n int) {
 	inside := false
-	for _, r := range string(text) {
+	for len(text) > 0 {
+		r, size := utf8.DecodeRune(text)
+		text = text[size:]
 		switch {
 		case r >= utf8.RuneSelf:
 			n++
