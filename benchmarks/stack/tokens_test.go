@@ -201,7 +201,7 @@ func (w *twins) metric(name string) float64 {
 // seed says.
 func (w *twins) decide(tok routing.Tokenizer, p routing.Prompt, seed uint64) (routing.Target, routing.Decision) {
 	w.t.Helper()
-	r, err := routing.New(routing.DefaultConfig(), w.pool, w.index, tok, w.hasher, prometheus.NewRegistry(), rand.New(rand.NewPCG(seed, 9)))
+	r, err := routing.New(routing.DefaultConfig(), w.pool, w.index, tok, w.hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(seed, 9)))
 	if err != nil {
 		w.t.Fatal(err)
 	}
