@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
@@ -98,7 +97,7 @@ func tokens(from, n int) []kvindex.TokenID {
 }
 
 func ids(model string, ts []kvindex.TokenID) Request {
-	return Request{Model: model, Prompt: Prompt{Kind: PromptTokens, Tokens: ts}, Arrived: time.Unix(1, 0)}
+	return Request{Model: model, Prompt: Prompt{Kind: PromptTokens, Tokens: ts}, Arrived: now}
 }
 
 func TestRoute_Errors(t *testing.T) {
