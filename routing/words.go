@@ -153,7 +153,7 @@ func (d *Decision) because() string {
 	const byLoad = "so that the fewest requests in flight decided"
 	switch d.Reason {
 	case ReasonPrefix.String():
-		return "it holds as much of the prompt as any candidate and answers soonest"
+		return "it holds as much of the prompt as any candidate, and none is faster by enough to leave it"
 	case ReasonSpill.String():
 		return "another candidate holds more of the prompt, but waiting for that one would cost more"
 	case ReasonLoad.String():
