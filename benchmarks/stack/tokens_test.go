@@ -121,48 +121,64 @@ func tokenize(t *testing.T, url string, body map[string]any) []kvindex.TokenID {
 	return got.Tokens
 }
 
-// twins are two routers over one pool and one index: one that knows tokens as
-// in production, and one that is told all of them.
-type twins struct {
-	t       *testing.T
-	url     string
-	model   string
+// world is a router with a pool and an index of its own.
+type world struct {
 	pool    *pool.Pool
 	index   *kvindex.Index
-	writers map[kvindex.EndpointID]*kvindex.Writer
-	hasher  kvindex.Hasher
-	client  *tokenizer.Client
-	reg     *prometheus.Registry
-	// asked counts decisions after which something is learned.
-	asked float64
+	writers []*kvindex.Writer
+	router  *routing.Router
+	// ties is the router's source of chance.
+	ties *rand.PCG
 }
 
-func newTwins(t *testing.T, url, model string, change func(*tokenizer.Config)) *twins {
-	w := &twins{t: t, url: url, model: model, hasher: kvindex.NewHasher(5), reg: prometheus.NewRegistry(), writers: map[kvindex.EndpointID]*kvindex.Writer{}}
+// twins are two worlds in which the same happens: the router of one knows
+// tokens as in production, that of the other is told all of them.
+type twins struct {
+	t            *testing.T
+	url          string
+	model        string
+	hasher       kvindex.Hasher
+	client       *tokenizer.Client
+	reg          *prometheus.Registry
+	product, all *world
+	// asked counts decisions after which something is learned.
+	asked float64
+	now   time.Time
+}
+
+func (w *twins) newWorld(tok routing.Tokenizer) *world {
 	pc := pool.DefaultConfig()
 	for i := range 6 {
 		pc.Static.Endpoints = append(pc.Static.Endpoints, pool.Spec{
-			Name: fmt.Sprintf("e%d", i), Address: fmt.Sprintf("127.0.0.1:%d", 1000+i), Models: []string{model}, Events: fmt.Sprintf("tcp://127.0.0.1:%d", 2000+i),
+			Name: fmt.Sprintf("e%d", i), Address: fmt.Sprintf("127.0.0.1:%d", 1000+i), Models: []string{w.model}, Events: fmt.Sprintf("tcp://127.0.0.1:%d", 2000+i),
 		})
 	}
 	log := slog.New(slog.DiscardHandler)
-	w.pool = pool.New(pc, log, prometheus.NewRegistry(), http.DefaultClient, rand.New(rand.NewPCG(1, 1)))
+	v := &world{ties: rand.NewPCG(0, 0), pool: pool.New(pc, log, prometheus.NewRegistry(), http.DefaultClient, rand.New(rand.NewPCG(1, 1)))}
 	var err error
-	if w.index, err = kvindex.New(kvindex.Config{}); err != nil {
-		t.Fatal(err)
+	if v.index, err = kvindex.New(kvindex.Config{}); err != nil {
+		w.t.Fatal(err)
 	}
-	for _, e := range w.pool.Snapshot().Endpoints {
-		if w.writers[e.ID], err = w.index.Open(e.Publishers[0].Publisher); err != nil {
-			t.Fatal(err)
+	for _, e := range v.pool.Snapshot().Endpoints {
+		wr, err := v.index.Open(e.Publishers[0].Publisher)
+		if err != nil {
+			w.t.Fatal(err)
 		}
+		v.writers = append(v.writers, wr)
 		e.State.ObserveBlockSize(chatBlock)
 	}
+	if v.router, err = routing.New(routing.DefaultConfig(), v.pool, v.index, tok, w.hasher, log, prometheus.NewRegistry(), rand.New(v.ties)); err != nil {
+		w.t.Fatal(err)
+	}
+	return v
+}
+
+func newTwins(t *testing.T, url, model string) *twins {
+	w := &twins{t: t, url: url, model: model, hasher: kvindex.NewHasher(5), reg: prometheus.NewRegistry(), now: time.Unix(1, 0)}
 	cfg := tokenizer.DefaultConfig()
 	cfg.Endpoints, cfg.Budget, cfg.Attempt, cfg.ExamineInterval = []string{url}, 30*time.Second, 20*time.Second, time.Hour
-	if change != nil {
-		change(&cfg)
-	}
-	if w.client, err = tokenizer.New(cfg, &http.Client{}, log, w.reg); err != nil {
+	var err error
+	if w.client, err = tokenizer.New(cfg, &http.Client{}, slog.New(slog.DiscardHandler), w.reg); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -171,11 +187,16 @@ func newTwins(t *testing.T, url, model string, change func(*tokenizer.Config)) *
 	t.Cleanup(func() { cancel(); <-done })
 	// The first request starts the examination, without which nothing is
 	// learned.
-	raw, _ := json.Marshal([]chat{{"user", "Are you there?"}})
+	raw, err := json.Marshal([]chat{{"user", "Are you there?"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.product, w.all = w.newWorld(w.client), w.newWorld(nil)
 	eventually(t, "the tokenizer is examined", func() bool {
-		w.decide(w.client, routing.Prompt{Kind: routing.PromptChat, Messages: raw}, 0)
+		w.decide(w.product, routing.Prompt{Kind: routing.PromptChat, Messages: raw}, 0)
 		return w.metric("learned_total") > 0
 	})
+	w.product, w.all = w.newWorld(w.client), w.newWorld(nil)
 	w.asked = w.metric("learned_total")
 	return w
 }
@@ -197,25 +218,21 @@ func (w *twins) metric(name string) float64 {
 	return sum
 }
 
-// decide routes one prompt, alone, with a router of its own whose ties fall as
-// seed says.
-func (w *twins) decide(tok routing.Tokenizer, p routing.Prompt, seed uint64) (routing.Target, routing.Decision) {
+// decide routes one prompt, alone, with ties that fall as seed says.
+func (w *twins) decide(v *world, p routing.Prompt, seed uint64) (routing.Target, routing.Decision) {
 	w.t.Helper()
-	r, err := routing.New(routing.DefaultConfig(), w.pool, w.index, tok, w.hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(seed, 9)))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	c := routing.NewContext(w.t.Context(), routing.Request{Model: w.model, Strategy: "prefix-cache", Arrived: time.Unix(1, 0), Prompt: p})
+	v.ties.Seed(seed, 9)
+	c := routing.NewContext(w.t.Context(), routing.Request{Model: w.model, Strategy: "prefix-cache", Arrived: w.now, Prompt: p})
 	defer c.Finish()
-	r.Route(c)
+	v.router.Route(c)
 	target, rerr := c.Target(w.t.Context())
 	if rerr != nil {
 		w.t.Fatal(rerr)
 	}
-	return target, r.Decisions(nil)[0]
+	return target, v.router.Decisions(nil)[0]
 }
 
-// hold makes an endpoint hold the whole blocks of tokens.
+// hold makes an endpoint hold the whole blocks of tokens, in both worlds.
 func (w *twins) hold(id kvindex.EndpointID, tokens []kvindex.TokenID) {
 	root := w.hasher.Root(kvindex.Scope{Model: w.model, BlockSize: chatBlock})
 	contents := w.hasher.AppendContents(nil, tokens, chatBlock)
@@ -223,7 +240,13 @@ func (w *twins) hold(id kvindex.EndpointID, tokens []kvindex.TokenID) {
 	for _, b := range kvindex.AppendChain(nil, root, contents) {
 		names = append(names, kvindex.EngineHash(b))
 	}
-	w.writers[id].Store(kvindex.Stored{Root: root, Names: names, Contents: contents})
+	for _, v := range []*world{w.product, w.all} {
+		for i, e := range v.pool.Snapshot().Endpoints {
+			if e.ID == id {
+				v.writers[i].Store(kvindex.Stored{Root: root, Names: names, Contents: contents})
+			}
+		}
+	}
 }
 
 // conversation is one client's chat.
@@ -315,13 +338,15 @@ func (w *twins) turn(c *conversation, seed uint64, sum *tally) {
 		t.Fatal(err)
 	}
 	eventually(t, "everything is learned", func() bool { return w.metric("learned_total") >= w.asked })
-	got, _ := w.decide(w.client, routing.Prompt{Kind: routing.PromptChat, Messages: raw}, seed)
-	want, all := w.decide(nil, routing.Prompt{Kind: routing.PromptTokens, Tokens: full}, seed)
+	// Long enough for what the last decision predicted to be over.
+	w.now = w.now.Add(time.Minute)
+	got, _ := w.decide(w.product, routing.Prompt{Kind: routing.PromptChat, Messages: raw}, seed)
+	want, all := w.decide(w.all, routing.Prompt{Kind: routing.PromptTokens, Tokens: full}, seed)
 	if got.Tokens.Source != routing.TokensL0 {
 		w.asked++
 	}
 	sum.decisions++
-	same := got.Endpoints[0] == want.Endpoints[0]
+	same := got.Endpoints[0].Name == want.Endpoints[0].Name
 	switch got.Tokens.Source {
 	case routing.TokensL0, routing.TokensL1:
 		sum.free++
@@ -367,7 +392,7 @@ func TestTokens_DecideAsWithAllTokens(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newTwins(t, tt.url(t), tt.model, nil)
+			w := newTwins(t, tt.url(t), tt.model)
 			got := w.converse(tt.chats)
 			t.Logf("waited for no tokenizer: %s; of these, same endpoint as with all tokens: %s; more than 4,000 unseen tokens, same endpoint: %s; claims beyond the truth: %d",
 				share(got.free, got.decisions), share(got.same, got.free), share(got.longSame, got.long), got.over)
