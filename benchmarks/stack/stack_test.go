@@ -227,8 +227,10 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func TestWarmPrefixWinsUntilItIsEvicted(t *testing.T) {
-	s := start(t, nil)
+func TestWarmPrefixWinsUntilItIsEvicted(t *testing.T) { warmPrefixWins(t, nil) }
+
+func warmPrefixWins(t *testing.T, change func(*stack.Config)) {
+	s := start(t, change)
 	prompt := ids(1, 1000)
 	first := complete(t, s, prompt)
 	if first.matched(t) != 0 {
@@ -490,8 +492,10 @@ func TestKilledRouterFailsNothing(t *testing.T) {
 	eventually(t, "a restarted router is asked again", func() bool { return complete(t, s, ids(1, 50)).endpoint() != "" })
 }
 
-func TestForgedHeadersNeverChooseAnAddress(t *testing.T) {
-	s := start(t, nil)
+func TestForgedHeadersNeverChooseAnAddress(t *testing.T) { forgedHeaders(t, nil) }
+
+func forgedHeaders(t *testing.T, change func(*stack.Config)) {
+	s := start(t, change)
 	hit := make(chan string, 100)
 	trap := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { hit <- r.Method + " " + r.URL.Path }))
 	defer trap.Close()
@@ -549,19 +553,16 @@ func TestLargeBodyPasses(t *testing.T) {
 	}
 }
 
-func TestAbortReleasesTheInFlightCount(t *testing.T) {
-	s := start(t, func(c *stack.Config) { c.EngineArgs = append(c.EngineArgs, "--time-scale", "1") })
-	inFlight := func() (n int64) {
-		st, err := s.State(bounded(t))
-		if err != nil {
-			t.Fatal(err)
+func TestAbortReleasesTheInFlightCount(t *testing.T) { abortReleases(t, nil) }
+
+func abortReleases(t *testing.T, change func(*stack.Config)) {
+	s := start(t, func(c *stack.Config) {
+		c.EngineArgs = append(c.EngineArgs, "--time-scale", "1")
+		if change != nil {
+			change(c)
 		}
-		for _, e := range st.Endpoints {
-			n += e.InFlight
-		}
-		return n
-	}
-	eventually(t, "nothing is in flight before", func() bool { return inFlight() == 0 })
+	})
+	eventually(t, "nothing is in flight before", func() bool { return inFlight(t, s) == 0 })
 	ctx, abort := context.WithCancel(bounded(t))
 	defer abort()
 	body := []byte(`{"model":"demo","prompt":"tell me a very long story","max_tokens":4000,"stream":true}`)
@@ -578,11 +579,11 @@ func TestAbortReleasesTheInFlightCount(t *testing.T) {
 	if _, err := resp.Body.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if n := inFlight(); n != 1 {
+	if n := inFlight(t, s); n != 1 {
 		t.Errorf("%d requests in flight while one answer streams, want 1", n)
 	}
 	abort()
-	eventually(t, "the aborted request is released", func() bool { return inFlight() == 0 })
+	eventually(t, "the aborted request is released", func() bool { return inFlight(t, s) == 0 })
 	if _, err := io.Copy(io.Discard, resp.Body); !errors.Is(err, context.Canceled) {
 		t.Errorf("the aborted answer ended with %v", err)
 	}

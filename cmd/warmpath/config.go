@@ -282,6 +282,9 @@ func (c Config) Warnings() []string {
 	if c.Routing.Strategy == "prefix-cache" && events == 0 {
 		ws = append(ws, "routing.strategy: prefix-cache, but no endpoint has events, so no cache is known and every request goes by load; set pool.static.endpoints[].events")
 	}
+	if c.Envoy.BodyMode == bodyDuplex && c.ExtProc.SampleResponses > 0 {
+		ws = append(ws, fmt.Sprintf("extproc.sample_responses: %v, but with envoy.body_mode %s Envoy shows no answers, so none is sampled; use envoy.body_mode: %s, or 0", c.ExtProc.SampleResponses, bodyDuplex, bodyBuffered))
+	}
 	if len(bases) > 1 {
 		ws = append(ws, fmt.Sprintf("pool.static.endpoints: %d base models in one pool: while this router is down Envoy spreads requests over all endpoints whatever their model, and some will answer 404; "+
 			"use one pool, one router and one Envoy route for each base model if that matters", len(bases)))

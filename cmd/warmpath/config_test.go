@@ -258,6 +258,7 @@ func TestConfig_Warnings(t *testing.T) {
 				c.Pool.Static.Endpoints[i].Events = ""
 			}
 		}, []string{"routing.strategy: prefix-cache, but no endpoint has events"}},
+		{"no answers to sample", func(c *Config) { c.Envoy.BodyMode, c.ExtProc.SampleResponses = bodyDuplex, 0.1 }, []string{"extproc.sample_responses: 0.1"}},
 		{"two models", func(c *Config) { c.Pool.Static.Endpoints[1].Models = []string{"other"} }, []string{"2 base models"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

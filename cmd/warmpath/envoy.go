@@ -28,6 +28,8 @@ type EnvoyConfig struct {
 	// RouterTLS is how Envoy and the router know each other where extproc.tls is
 	// set.
 	RouterTLS RouterTLSConfig `yaml:"router_tls"`
+	// BodyMode is how Envoy hands request bodies to the router.
+	BodyMode string `yaml:"body_mode" help:"how Envoy hands request bodies to the router: buffered, or full_duplex_streamed, piece by piece as they come"`
 	// MessageTimeout is how long Envoy waits for one answer of the router. 0:
 	// the longest decision and a second.
 	MessageTimeout time.Duration `yaml:"message_timeout" help:"how long Envoy waits for one answer of the router; 0s: its decision deadline and 1s"`
@@ -42,12 +44,18 @@ type RouterTLSConfig struct {
 
 // DefaultEnvoyConfig returns the section where nothing is set.
 func DefaultEnvoyConfig() EnvoyConfig {
-	return EnvoyConfig{Listen: "127.0.0.1:8080", Admin: "127.0.0.1:9901"}
+	return EnvoyConfig{Listen: "127.0.0.1:8080", Admin: "127.0.0.1:9901", BodyMode: bodyBuffered}
 }
+
+// The values of [EnvoyConfig.BodyMode].
+const (
+	bodyBuffered = "buffered"
+	bodyDuplex   = "full_duplex_streamed"
+)
 
 // Validate reports every fault of c.
 func (c EnvoyConfig) Validate() error {
-	errs := []error{validateListen("listen", c.Listen), validateListen("admin", c.Admin)}
+	errs := []error{validateListen("listen", c.Listen), validateListen("admin", c.Admin), oneOf("body_mode", c.BodyMode, bodyBuffered, bodyDuplex)}
 	if c.Router != "" {
 		if _, err := envoyAddress(c.Router); err != nil {
 			errs = append(errs, fmt.Errorf("router: %w", err))
@@ -83,6 +91,7 @@ type bootstrap struct {
 	Listen, Admin, Router         string
 	TLS                           *routerTLS // nil: none
 	MessageTimeout                time.Duration
+	Duplex                        bool
 	BufferLimitBytes              int
 	Retries                       int
 	RemoveHeaders                 []string
@@ -99,6 +108,7 @@ func envoyBootstrap(cfg Config) ([]byte, error) {
 		Admin:            cfg.Envoy.Admin,
 		Router:           cfg.routerAddress(),
 		MessageTimeout:   cfg.messageTimeout(),
+		Duplex:           cfg.Envoy.BodyMode == bodyDuplex,
 		BufferLimitBytes: cfg.ExtProc.MaxBodyBytes,
 		Retries:          max(1, cfg.Routing.Fallbacks),
 		RemoveHeaders:    routingHeaders(),

@@ -26,22 +26,31 @@ const twoEngines = `pool: {health: {interval: 200ms}, static: {endpoints: [
 `
 
 func TestEnvoyBootstrap_Golden(t *testing.T) {
-	got, err := envoyBootstrap(mustParse(t, twoEngines))
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join("testdata", "bootstrap.golden.yaml")
-	if *update {
-		if err := os.WriteFile(file, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("after a wanted change: go test ./cmd/warmpath -run Golden -update\n-want +got:\n%s", diff)
+	for _, tt := range []struct {
+		file, text string
+	}{
+		{"bootstrap.golden.yaml", twoEngines},
+		{"bootstrap.duplex.golden.yaml", twoEngines + "envoy: {body_mode: full_duplex_streamed}\n"},
+	} {
+		t.Run(tt.file, func(t *testing.T) {
+			got, err := envoyBootstrap(mustParse(t, tt.text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join("testdata", tt.file)
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("after a wanted change: go test ./cmd/warmpath -run Golden -update\n-want +got:\n%s", diff)
+			}
+		})
 	}
 }
 
@@ -140,6 +149,7 @@ func TestEnvoyBootstrap_IsAccepted(t *testing.T) {
 		{"defaults", func(*Config) {}},
 		{"socket", func(c *Config) { c.ExtProc.Listen = "unix:/run/w.sock" }},
 		{"name", func(c *Config) { c.Envoy.Router = "localhost:9002" }},
+		{"duplex", func(c *Config) { c.Envoy.BodyMode = bodyDuplex }},
 		{"odd values", func(c *Config) {
 			c.Pool.Health.Path = "/a \"b\": {{#é"
 			c.Pool.Health.Interval, c.Envoy.MessageTimeout = 1234567*time.Microsecond, 2*time.Minute
