@@ -236,7 +236,8 @@ func TestEnvoyBootstrap_WithoutRouter(t *testing.T) {
 			t.Errorf("%s with forged headers: %d %q", method, status, text)
 		}
 		got := engine.last()
-		for _, name := range append(routingHeaders(), "x-envoy-upstream-rq-timeout-ms") {
+		// A trusted client would be marked as internal, and its timeout obeyed.
+		for _, name := range append(routingHeaders(), "x-envoy-upstream-rq-timeout-ms", "x-envoy-expected-rq-timeout-ms", "x-envoy-internal") {
 			if v := got.Get(name); v != "" {
 				t.Errorf("%s: the engine sees %s: %s", method, name, v)
 			}
