@@ -128,7 +128,7 @@ func (t *Client) attempt(ctx context.Context, l *lane, p *payload) answer {
 		t.latency.observe(len(p.body), took)
 	case errors.As(err, &refused):
 	case errors.Is(err, errNotServed):
-		l.refuses.Store(start.Add(t.cfg.ExamineInterval).UnixNano())
+		l.refuses.Store(start.Add(10 * t.cfg.BreakerRest).UnixNano())
 	default:
 		if l.report(false, start.Add(took), &t.cfg) {
 			t.metrics.opened.Inc()
