@@ -1,20 +1,21 @@
 package extproc
 
 import (
+	"bytes"
+
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 
 	"github.com/warmpath/warmpath/routing"
 )
 
 // The half of the state machine that follows the answer to its end.
 
-func (s *stream) responseHeaders(req *extprocv3.ProcessingRequest, m *extprocv3.HttpHeaders) {
+func (s *stream) responseHeaders(m *message) {
 	if s.phase == phaseClosed {
 		return
 	}
 	if s.phase != phaseRouted {
-		s.send(responseHeaders(nil, nil))
+		s.send(replyResponseHeaders)
 		return
 	}
 	s.phase = phaseAnswered
@@ -23,51 +24,52 @@ func (s *stream) responseHeaders(req *extprocv3.ProcessingRequest, m *extprocv3.
 		endpoint: s.target.Endpoints[0].Address, matched: s.target.MatchedTokens,
 	}
 	s.answerer = s.target.Endpoints[0]
-	if addr := served(req); addr != "" && addr != o.endpoint {
-		o.endpoint, o.matched = addr, -1
+	if len(m.served) > 0 && string(m.served) != o.endpoint {
+		o.endpoint, o.matched = string(m.served), -1
 		s.metrics.retried.Inc()
-		s.answerer = s.snapshots.Snapshot().ByAddress(addr)
+		s.answerer = s.snapshots.Snapshot().ByAddress(o.endpoint)
 		s.promise.Served(s.answerer)
 	}
 	s.promise.PrefillDone()
 	s.predicted = o.matched
 	if s.sampled {
-		s.reader = newUsageReader(m.GetHeaders())
+		s.reader = newUsageReader(m.headers)
 	}
-	var mutation *extprocv3.HeaderMutation
-	if s.cfg.ResponseHeaders {
-		mutation = o.mutation()
+	if !s.cfg.ResponseHeaders {
+		s.sendDynamic(responseHeaders(nil, s.override(m.eos)))
+		return
 	}
-	s.send(responseHeaders(mutation, s.override(m.GetEndOfStream())))
+	s.sendDynamic(responseHeaders(&o, s.override(m.eos)))
 }
 
-// override returns what to ask of Envoy after the headers of an answer. Envoy
-// takes no override if either body is in mode FULL_DUPLEX_STREAMED.
-func (s *stream) override(ended bool) *modev3.ProcessingMode {
+// override returns what to ask of Envoy after the headers of an answer, nothing
+// if none is to be asked. Envoy takes no override if either body is in mode
+// FULL_DUPLEX_STREAMED.
+func (s *stream) override(ended bool) override {
 	switch {
 	case ended, s.duplex(), s.responseMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED:
-		return nil
+		return override{}
 	case s.reader != nil:
 		return keepOpen(s.requestMode, modev3.ProcessingMode_STREAMED)
 	}
 	return keepOpen(s.requestMode, modev3.ProcessingMode_NONE)
 }
 
-func (s *stream) responseBody(m *extprocv3.HttpBody) {
+func (s *stream) responseBody(m *message) {
 	if s.phase == phaseClosed {
 		return
 	}
 	s.bodySeen = true
 	if s.reader != nil {
-		s.reader.write(m.GetBody())
+		s.reader.write(m.body)
 	}
-	if m.GetEndOfStream() {
+	if m.eos {
 		s.complete = true
 	}
 	if s.responseMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED {
-		s.send(responseChunk(m.GetBody(), m.GetEndOfStream()))
+		s.send(chunk(toResponseBody, bytes.Clone(m.body), m.eos))
 	} else {
-		s.send(responseBody())
+		s.send(replyResponseBody)
 	}
 }
 

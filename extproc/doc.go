@@ -49,6 +49,14 @@
 // asked for as well, in mode STREAMED, to compare the cached tokens that the
 // engine reports with what was predicted.
 //
+// # Encoding
+//
+// The messages of a stream never become objects of the generated API. What is
+// needed of them is read from their encoding (message.go), replies are written
+// encoded, those that are always the same once (reply.go). Both must agree with
+// the generated API in everything; tests compare them. A message that breaks
+// its encoding ends the stream, without an error.
+//
 // # Promises
 //
 //   - No stream ends with an error status, so that a router that is restarted,

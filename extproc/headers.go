@@ -1,12 +1,10 @@
 package extproc
 
 import (
+	"bytes"
 	"strconv"
 	"strings"
-
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"google.golang.org/protobuf/types/known/structpb"
+	"unicode/utf8"
 )
 
 // The names of the endpoint picker protocol (Gateway API Inference Extension,
@@ -62,39 +60,68 @@ type head struct {
 }
 
 // readHead reads the headers of a request. A header that occurs twice has the
-// value of its first occurrence.
-func readHead(headers *corev3.HeaderMap) head {
+// value of its first occurrence. The result borrows nothing: its texts share
+// one allocation.
+func readHead(headers []header) head {
 	h := head{length: -1}
-	for _, kv := range headers.GetHeaders() {
-		name := kv.GetKey()
+	// The headers that are kept, and where they go.
+	wanted := [...]struct {
+		to    *string
+		value []byte
+	}{
+		{to: &h.method}, {to: &h.path}, {to: &h.contentType}, {to: &h.encoding},
+		{to: &h.strategy}, {to: &h.id}, {to: &h.user}, {to: &h.session},
+	}
+	for _, kv := range headers {
+		name := kv.name
 		// Envoy's names are in lower case; others may not be that careful.
-		switch lower := strings.ToLower(name); lower {
+		if !isLower(name) {
+			name = bytes.ToLower(name)
+		}
+		i := -1
+		switch string(name) {
 		case ":method":
-			first(&h.method, kv)
+			i = 0
 		case ":path":
-			first(&h.path, kv)
+			i = 1
 		case "content-type":
-			first(&h.contentType, kv)
+			i = 2
 		case "content-encoding":
-			first(&h.encoding, kv)
+			i = 3
+		case headerStrategy:
+			i = 4
+		case "x-request-id":
+			i = 5
+		case "user":
+			i = 6
+		case "x-session-id":
+			i = 7
 		case "content-length":
-			if n, err := strconv.ParseInt(text(kv), 10, 64); err == nil && n >= 0 {
+			if n, err := strconv.ParseInt(string(kv.value), 10, 64); err == nil && n >= 0 {
 				h.length = n
 			}
-		case headerStrategy:
-			first(&h.strategy, kv)
-		case "x-request-id":
-			first(&h.id, kv)
-		case "user":
-			first(&h.user, kv)
-		case "x-session-id":
-			first(&h.session, kv)
 		case headerEndpoint, headerUsedStrategy, headerMatchedTokens, headerReason:
 		default:
-			if strings.HasPrefix(lower, prefixOwn) {
-				h.forged = append(h.forged, name)
+			if bytes.HasPrefix(name, []byte(prefixOwn)) {
+				h.forged = append(h.forged, string(kv.name))
 			}
 		}
+		if i >= 0 && len(wanted[i].value) == 0 {
+			wanted[i].value = kv.value
+		}
+	}
+	size := 0
+	for _, w := range wanted {
+		size += len(w.value)
+	}
+	var texts strings.Builder
+	texts.Grow(size)
+	for _, w := range wanted {
+		texts.Write(w.value)
+	}
+	rest := texts.String()
+	for _, w := range wanted {
+		*w.to, rest = rest[:len(w.value)], rest[len(w.value):]
 	}
 	if i := strings.IndexAny(h.path, "?#"); i >= 0 {
 		h.path = h.path[:i]
@@ -105,53 +132,12 @@ func readHead(headers *corev3.HeaderMap) head {
 	return h
 }
 
-func first(dst *string, kv *corev3.HeaderValue) {
-	if *dst == "" {
-		*dst = text(kv)
-	}
-}
-
-// text returns a header's value: Envoy sends it as raw bytes, older versions
-// as a string.
-func text(kv *corev3.HeaderValue) string {
-	if raw := kv.GetRawValue(); len(raw) > 0 {
-		return string(raw)
-	}
-	return kv.GetValue()
-}
-
-// subset returns the endpoints to which the metadata of a request restricts
-// it: nil if it does not, and not nil but empty if it allows none. A key that
-// is set to something unreadable allows none: the protocol says that a set key
-// must be obeyed.
-func subset(m *corev3.Metadata) []string {
-	v, ok := m.GetFilterMetadata()[namespaceSubset].GetFields()[keySubset]
-	if !ok {
-		return nil
-	}
-	allowed := []string{}
-	switch v := v.GetKind().(type) {
-	case *structpb.Value_ListValue:
-		for _, e := range v.ListValue.GetValues() {
-			if s := strings.TrimSpace(e.GetStringValue()); s != "" {
-				allowed = append(allowed, s)
-			}
-		}
-	case *structpb.Value_StringValue:
-		for s := range strings.SplitSeq(v.StringValue, ",") {
-			if s = strings.TrimSpace(s); s != "" {
-				allowed = append(allowed, s)
-			}
+// isLower tells whether a name has nothing that [bytes.ToLower] could change.
+func isLower(name []byte) bool {
+	for _, c := range name {
+		if c >= 'A' && c <= 'Z' || c >= utf8.RuneSelf {
+			return false
 		}
 	}
-	return allowed
-}
-
-// served returns the ip:port that answered, empty if Envoy does not say.
-func served(req *extprocv3.ProcessingRequest) string {
-	lb := req.GetMetadataContext().GetFilterMetadata()[namespaceLB]
-	if s := lb.GetFields()[keyServed].GetStringValue(); s != "" {
-		return s
-	}
-	return req.GetAttributes()[attributeNamespace].GetFields()[attributeUpstream].GetStringValue()
+	return true
 }

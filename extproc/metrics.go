@@ -26,12 +26,15 @@ const (
 	kindObserved
 	// kindUnknown: a message that this program does not know.
 	kindUnknown
+	// kindMalformed: a message that cannot be decoded. It ends the stream, and
+	// the request goes on without us.
+	kindMalformed
 	numKinds
 )
 
 var kindNames = [numKinds]string{
 	"request_headers", "request_body", "request_trailers",
-	"response_headers", "response_body", "response_trailers", "observed", "unknown",
+	"response_headers", "response_body", "response_trailers", "observed", "unknown", "malformed",
 }
 
 // end is how much was seen of how a routed request ended, for metrics.

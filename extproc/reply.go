@@ -6,14 +6,14 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
-	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/warmpath/warmpath/routing"
 )
 
-// All replies are built in this file, and here alone. The rules it keeps:
+// All replies are built in this file, and here alone, as encodings of
+// ProcessingResponse (Envoy API, envoy.service.ext_proc.v3). The rules it keeps:
 //
 //   - Header values go into raw_value; Envoy ignores value and would set the
 //     header empty.
@@ -24,9 +24,62 @@ import (
 //   - Every reply of the request direction removes or overwrites what is in
 //     guarded.
 
+// The members of ProcessingResponse, by their field's number.
+const (
+	toRequestHeaders   protowire.Number = 1
+	toResponseHeaders  protowire.Number = 2
+	toRequestBody      protowire.Number = 3
+	toResponseBody     protowire.Number = 4
+	toRequestTrailers  protowire.Number = 5
+	toResponseTrailers protowire.Number = 6
+	toClient           protowire.Number = 7
+	dynamicMetadata    protowire.Number = 8
+	modeOverride       protowire.Number = 9
+)
+
 // maxChunk is the size of the pieces in which a body is handed back in mode
 // FULL_DUPLEX_STREAMED; Envoy wants them below 64 KiB.
 const maxChunk = 62000
+
+// The replies that are always the same.
+var (
+	replyStrip            = static(encodeStrip(toRequestHeaders, nil))
+	replyRequestBody      = static(encodeCommon(toRequestBody))
+	replyResponseHeaders  = static(encodeCommon(toResponseHeaders))
+	replyResponseBody     = static(encodeCommon(toResponseBody))
+	replyRequestTrailers  = static(encodeEmpty(toRequestTrailers))
+	replyResponseTrailers = static(encodeEmpty(toResponseTrailers))
+)
+
+// removeGuarded is the part of a HeaderMutation that removes what is in
+// guarded.
+var removeGuarded = func() []byte {
+	var e encoder
+	for _, name := range guarded {
+		e.text(2, name)
+	}
+	return e.buf
+}()
+
+// static returns a reply that is sent any number of times: gRPC does not take
+// back the memory of a SliceBuffer.
+func static(b []byte) mem.BufferSlice { return mem.BufferSlice{mem.SliceBuffer(b)} }
+
+// replySize is the room for a reply at first. Nearly all fit.
+const replySize = 1024 + 1
+
+// newReply returns an encoder whose memory comes from the pool of gRPC.
+func newReply() (encoder, *[]byte) {
+	b := mem.DefaultBufferPool().Get(replySize)
+	return encoder{(*b)[:0]}, b
+}
+
+// finish makes a reply of what was encoded into the memory of [newReply]. gRPC
+// puts it back when it is sent.
+func finish(e encoder, from *[]byte) mem.Buffer {
+	*from = e.buf
+	return mem.NewBuffer(from, mem.DefaultBufferPool())
+}
 
 // destination is a decision as the proxy is told.
 type destination struct {
@@ -51,79 +104,139 @@ func destinationOf(t routing.Target) destination {
 	return d
 }
 
-// setHeader overwrites a header.
-func setHeader(name, value string) *corev3.HeaderValueOption {
-	return &corev3.HeaderValueOption{
-		Header:       &corev3.HeaderValue{Key: name, RawValue: []byte(value)},
-		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+// setHeader has a HeaderMutation overwrite a header.
+func (e *encoder) setHeader(name, value string) {
+	option := e.open(1)
+	h := e.open(1)
+	e.text(1, name)
+	e.text(3, value)
+	e.close(h)
+	e.varint(3, uint64(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD))
+	e.close(option)
+}
+
+// strip has a HeaderMutation remove the guarded headers and forged.
+func (e *encoder) strip(forged []string) {
+	e.buf = append(e.buf, removeGuarded...)
+	for _, name := range forged {
+		e.text(2, name)
 	}
 }
 
-// strip removes the guarded headers and forged.
-func strip(forged []string) *extprocv3.HeaderMutation {
-	m := &extprocv3.HeaderMutation{RemoveHeaders: guarded}
-	if len(forged) > 0 {
-		m.RemoveHeaders = append(append([]string(nil), guarded...), forged...)
-	}
-	return m
+// mutation are the messages around a HeaderMutation that is being written:
+// HeadersResponse or BodyResponse, CommonResponse, and the mutation itself.
+type mutation [3]int
+
+func (e *encoder) openMutation(to protowire.Number) mutation {
+	return mutation{e.open(to), e.open(1), e.open(2)}
+}
+
+func (e *encoder) closeMutation(m mutation) {
+	e.close(m[2])
+	e.close(m[1])
+	e.close(m[0])
+}
+
+// encodeEmpty returns a reply without content.
+func encodeEmpty(to protowire.Number) []byte {
+	var e encoder
+	e.close(e.open(to))
+	return e.buf
+}
+
+// encodeCommon returns a reply that changes nothing: HeadersResponse or
+// BodyResponse with an empty CommonResponse.
+func encodeCommon(to protowire.Number) []byte {
+	var e encoder
+	m := e.open(to)
+	e.close(e.open(1))
+	e.close(m)
+	return e.buf
+}
+
+// encodeStrip returns a reply that removes the guarded headers and forged.
+func encodeStrip(to protowire.Number, forged []string) []byte {
+	var e encoder
+	m := e.openMutation(to)
+	e.strip(forged)
+	e.closeMutation(m)
+	return e.buf
 }
 
 // steer strips and then sends the request to d. Envoy removes before it sets.
-func steer(d destination, forged []string) *extprocv3.HeaderMutation {
-	m := strip(forged)
-	m.SetHeaders = []*corev3.HeaderValueOption{setHeader(headerDestination, d.all), setHeader(headerTargetPod, d.first)}
-	return m
+// withMetadata says the same to clusters that read it from dynamic metadata.
+func steer(to protowire.Number, d destination, forged []string, withMetadata bool) mem.Buffer {
+	e, from := newReply()
+	m := e.openMutation(to)
+	e.setHeader(headerDestination, d.all)
+	e.setHeader(headerTargetPod, d.first)
+	e.strip(forged)
+	e.closeMutation(m)
+	if withMetadata {
+		e.metadata(d)
+	}
+	return finish(e, from)
 }
 
-// steerMetadata is the same as [steer] for clusters that read it from dynamic
-// metadata.
-func steerMetadata(d destination) *structpb.Struct {
-	lb := &structpb.Struct{Fields: map[string]*structpb.Value{headerDestination: structpb.NewStringValue(d.all)}}
-	return &structpb.Struct{Fields: map[string]*structpb.Value{namespaceLB: structpb.NewStructValue(lb)}}
+// steerTrailers is a reply to trailers that steers by metadata alone.
+func steerTrailers(d destination) mem.Buffer {
+	e, from := newReply()
+	e.close(e.open(toRequestTrailers))
+	e.metadata(d)
+	return finish(e, from)
 }
 
-func requestHeaders(m *extprocv3.HeaderMutation) *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{
-		RequestHeaders: &extprocv3.HeadersResponse{Response: &extprocv3.CommonResponse{HeaderMutation: m}},
-	}}
+// metadata is the google.protobuf.Struct of the dynamic metadata: the
+// namespace namespaceLB, a Struct, with the destination in it.
+func (e *encoder) metadata(d destination) {
+	all := e.open(dynamicMetadata)
+	space := e.open(1)
+	e.text(1, namespaceLB)
+	value := e.open(2)
+	lb := e.open(5)
+	pair := e.open(1)
+	e.text(1, headerDestination)
+	list := e.open(2)
+	e.text(3, d.all)
+	for _, at := range [...]int{list, pair, lb, value, space, all} {
+		e.close(at)
+	}
 }
 
-func requestBody(m *extprocv3.HeaderMutation) *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{
-		RequestBody: &extprocv3.BodyResponse{Response: &extprocv3.CommonResponse{HeaderMutation: m}},
-	}}
-}
-
-// chunk is a piece of a body in mode FULL_DUPLEX_STREAMED.
-func chunk(body []byte, last bool) *extprocv3.BodyResponse {
-	return &extprocv3.BodyResponse{Response: &extprocv3.CommonResponse{BodyMutation: &extprocv3.BodyMutation{
-		Mutation: &extprocv3.BodyMutation_StreamedResponse{
-			StreamedResponse: &extprocv3.StreamedBodyResponse{Body: body, EndOfStream: last},
-		},
-	}}}
-}
-
-func requestChunk(body []byte, last bool) *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{RequestBody: chunk(body, last)}}
+// chunk is a piece of a body in mode FULL_DUPLEX_STREAMED. It keeps body.
+func chunk(to protowire.Number, body []byte, last bool) mem.BufferSlice {
+	// Around the body, from the inside out: StreamedBodyResponse, BodyMutation,
+	// CommonResponse and BodyResponse.
+	end := []byte(nil)
+	if last {
+		end = protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), 1)
+	}
+	begin := make([]byte, 0, 32)
+	sizes := [...]int{0, 0, 0, 0, len(body)}
+	for i := len(sizes) - 2; i >= 0; i-- {
+		sizes[i] = 1 + protowire.SizeBytes(sizes[i+1])
+		if i == len(sizes)-2 {
+			sizes[i] += len(end)
+		}
+	}
+	for i, num := range [...]protowire.Number{to, 1, 3, 3, 1} {
+		begin = protowire.AppendTag(begin, num, protowire.BytesType)
+		begin = protowire.AppendVarint(begin, uint64(sizes[i]))
+	}
+	return mem.BufferSlice{mem.SliceBuffer(begin), mem.SliceBuffer(body), mem.SliceBuffer(end)}
 }
 
 // requestChunks appends the pieces of body to dst, at least one if last, which
 // says that nothing follows the body.
-func requestChunks(dst []*extprocv3.ProcessingResponse, body []byte, last bool) []*extprocv3.ProcessingResponse {
+func requestChunks(dst []mem.BufferSlice, body []byte, last bool) []mem.BufferSlice {
 	for len(body) > maxChunk {
-		dst = append(dst, requestChunk(body[:maxChunk:maxChunk], false))
+		dst = append(dst, chunk(toRequestBody, body[:maxChunk:maxChunk], false))
 		body = body[maxChunk:]
 	}
 	if len(body) > 0 || last {
-		dst = append(dst, requestChunk(body, last))
+		dst = append(dst, chunk(toRequestBody, body, last))
 	}
 	return dst
-}
-
-func requestTrailers() *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestTrailers{
-		RequestTrailers: &extprocv3.TrailersResponse{},
-	}}
 }
 
 // outcome is what a client is told about its answer.
@@ -136,71 +249,67 @@ type outcome struct {
 	matched int
 }
 
-func (o outcome) mutation() *extprocv3.HeaderMutation {
-	m := &extprocv3.HeaderMutation{SetHeaders: []*corev3.HeaderValueOption{
-		setHeader(headerEndpoint, o.endpoint),
-		setHeader(headerUsedStrategy, o.strategy),
-		setHeader(headerReason, o.reason),
-	}}
-	if o.matched < 0 {
-		m.RemoveHeaders = []string{headerMatchedTokens}
-	} else {
-		m.SetHeaders = append(m.SetHeaders, setHeader(headerMatchedTokens, strconv.Itoa(o.matched)))
-	}
-	return m
-}
-
-func responseHeaders(m *extprocv3.HeaderMutation, override *modev3.ProcessingMode) *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{
-		Response: &extprocv3.ProcessingResponse_ResponseHeaders{
-			ResponseHeaders: &extprocv3.HeadersResponse{Response: &extprocv3.CommonResponse{HeaderMutation: m}},
-		},
-		ModeOverride: override,
-	}
+// override is a ProcessingMode to ask of Envoy.
+type override struct {
+	// asked: there is something to ask.
+	asked bool
+	// An override replaces both body modes, so the request's is repeated.
+	requestBody, responseBody modev3.ProcessingMode_BodySendMode
 }
 
 // keepOpen asks Envoy for nothing more of the answer, except to keep the gRPC
 // stream open until the HTTP stream ends: trailers are awaited, and an answer
 // that has none ends the stream when it ends. body is what to send of the
-// answer's body. An override replaces both body modes, so the request's is
-// repeated.
-func keepOpen(request, body modev3.ProcessingMode_BodySendMode) *modev3.ProcessingMode {
-	return &modev3.ProcessingMode{
-		RequestBodyMode:     request,
-		ResponseBodyMode:    body,
-		ResponseTrailerMode: modev3.ProcessingMode_SEND,
+// answer's body.
+func keepOpen(request, body modev3.ProcessingMode_BodySendMode) override {
+	return override{asked: true, requestBody: request, responseBody: body}
+}
+
+// responseHeaders says what the outcome was, if it is not nil.
+func responseHeaders(o *outcome, mode override) mem.Buffer {
+	e, from := newReply()
+	if o == nil {
+		m := e.open(toResponseHeaders)
+		e.close(e.open(1))
+		e.close(m)
+	} else {
+		m := e.openMutation(toResponseHeaders)
+		e.setHeader(headerEndpoint, o.endpoint)
+		e.setHeader(headerUsedStrategy, o.strategy)
+		e.setHeader(headerReason, o.reason)
+		if o.matched < 0 {
+			e.text(2, headerMatchedTokens)
+		} else {
+			e.setHeader(headerMatchedTokens, strconv.Itoa(o.matched))
+		}
+		e.closeMutation(m)
 	}
-}
-
-func responseBody() *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{
-		ResponseBody: &extprocv3.BodyResponse{Response: &extprocv3.CommonResponse{}},
-	}}
-}
-
-func responseChunk(body []byte, last bool) *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: chunk(body, last)}}
-}
-
-func responseTrailers() *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseTrailers{
-		ResponseTrailers: &extprocv3.TrailersResponse{},
-	}}
+	if mode.asked {
+		m := e.open(modeOverride)
+		e.varint(3, uint64(mode.requestBody))
+		e.varint(4, uint64(mode.responseBody))
+		e.varint(6, uint64(modev3.ProcessingMode_SEND))
+		e.close(m)
+	}
+	return finish(e, from)
 }
 
 // refuse answers the client in place of an engine. Envoy shows the name of the
 // reason as the response code details.
-func refuse(e *routing.Error, withReason bool) *extprocv3.ProcessingResponse {
-	m := &extprocv3.HeaderMutation{SetHeaders: []*corev3.HeaderValueOption{setHeader("content-type", "application/json")}}
+func refuse(err *routing.Error, withReason bool) mem.Buffer {
+	e, from := newReply()
+	m := e.open(toClient)
+	status := e.open(1)
+	e.varint(1, uint64(statusOf(err.Reason)))
+	e.close(status)
+	headers := e.open(2)
+	e.setHeader("content-type", "application/json")
 	if withReason {
-		m.SetHeaders = append(m.SetHeaders, setHeader(headerReason, e.Reason.String()))
+		e.setHeader(headerReason, err.Reason.String())
 	}
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{
-		ImmediateResponse: &extprocv3.ImmediateResponse{
-			Status:  &typev3.HttpStatus{Code: typev3.StatusCode(statusOf(e.Reason))},
-			Headers: m,
-			Body:    encodeError(e),
-			Details: e.Reason.String(),
-		},
-	}}
+	e.close(headers)
+	e.text(3, string(encodeError(err)))
+	e.text(5, err.Reason.String())
+	e.close(m)
+	return finish(e, from)
 }

@@ -3,7 +3,6 @@ package extproc
 import (
 	"context"
 	"testing"
-	"time"
 
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -90,7 +89,7 @@ func TestStream_AnyOrderOfMessages(t *testing.T) {
 		for range rapid.IntRange(0, 8).Draw(t, "messages") {
 			req := anyMessage(t)
 			wasDuplex := s.duplex() || req.GetProtocolConfig().GetRequestBodyMode() == modev3.ProcessingMode_FULL_DUPLEX_STREAMED
-			if s.receive(req, time.Time{}) {
+			if receive(t, s, req) {
 				switch rapid.IntRange(0, 3).Draw(t, "decision") {
 				case 0:
 					s.promise.SetError(&routing.Error{Reason: routing.ReasonNoEndpoint})
@@ -102,7 +101,7 @@ func TestStream_AnyOrderOfMessages(t *testing.T) {
 				}
 				s.decided(s.promise.Target(t.Context()))
 			}
-			replies := s.take()
+			replies := replies(t, s)
 			if refused && len(replies) > 0 {
 				t.Fatalf("after a refusal: %v", replies)
 			}

@@ -16,6 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	protobuf "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -43,8 +45,6 @@ const framing = 1 << 20
 // Server answers Envoy's external processing streams. Its methods are safe for
 // concurrent use, but Run may be called only once.
 type Server struct {
-	extprocv3.UnimplementedExternalProcessorServer
-
 	cfg       Config
 	router    Router
 	snapshots Snapshots
@@ -52,6 +52,8 @@ type Server struct {
 	metrics   *metrics
 	health    *health.Server
 	sampler   sampler
+	// mailboxes has those that no stream uses.
+	mailboxes sync.Pool
 	// certificates is nil without TLS.
 	certificates *certificates
 	// answers numbers the streams, for the sampler.
@@ -80,7 +82,8 @@ func New(cfg Config, router Router, snapshots Snapshots, log *slog.Logger, reg p
 	s := &Server{
 		cfg: cfg, router: router, snapshots: snapshots,
 		log: log.With("component", "extproc"), metrics: newMetrics(reg), health: health.NewServer(),
-		sampler: newSampler(cfg.SampleResponses),
+		sampler:   newSampler(cfg.SampleResponses),
+		mailboxes: sync.Pool{New: func() any { return new(mailbox) }},
 	}
 	if cfg.TLS.enabled() {
 		var err error
@@ -106,12 +109,13 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 		grpc.MaxConcurrentStreams(math.MaxUint32),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protobuf.Name)}),
 	}
 	if s.certificates != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(s.certificates.server())))
 	}
 	g := grpc.NewServer(options...)
-	extprocv3.RegisterExternalProcessorServer(g, s)
+	g.RegisterService(&service, s)
 	grpc_health_v1.RegisterHealthServer(g, &watchable{Server: s.health, ended: s.draining})
 
 	var tidying sync.WaitGroup
@@ -188,14 +192,28 @@ func within(done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// Process implements the external processing service. It always returns nil:
-// an error status would make Envoy fail the request, or cut its answer, where
-// it is configured to fail closed.
+// service describes envoy.service.ext_proc.v3.ExternalProcessor without the
+// generated API, which would decode and encode every message.
+var service = grpc.ServiceDesc{
+	ServiceName: extprocv3.ExternalProcessor_ServiceDesc.ServiceName,
+	HandlerType: (*any)(nil),
+	Streams: []grpc.StreamDesc{{
+		StreamName:    "Process",
+		Handler:       func(s any, g grpc.ServerStream) error { return s.(*Server).process(g) },
+		ServerStreams: true,
+		ClientStreams: true,
+	}},
+	Metadata: extprocv3.ExternalProcessor_ServiceDesc.Metadata,
+}
+
+// process runs one stream. It always returns nil: an error status would make
+// Envoy fail the request, or cut its answer, where it is configured to fail
+// closed.
 //
 // The stream runs on a goroutine of its own, because a stream can be ended with
 // OK only by its handler's return, and nothing else than the end of the stream
 // wakes a call of Recv.
-func (s *Server) Process(g extprocv3.ExternalProcessor_ProcessServer) error {
+func (s *Server) process(g grpc.ServerStream) error {
 	ended := make(chan struct{})
 	s.streams.Go(func() {
 		defer close(ended)
@@ -209,7 +227,7 @@ func (s *Server) Process(g extprocv3.ExternalProcessor_ProcessServer) error {
 }
 
 // serve runs one stream until it ends.
-func (s *Server) serve(g extprocv3.ExternalProcessor_ProcessServer) {
+func (s *Server) serve(g grpc.ServerStream) {
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 	defer func() {
@@ -223,19 +241,25 @@ func (s *Server) serve(g extprocv3.ExternalProcessor_ProcessServer) {
 		st.sampled = s.sampler.picks(s.answers.Add(1))
 	}
 	defer st.end()
+	x := s.mailboxes.Get().(*mailbox)
+	defer s.mailboxes.Put(x)
 	for {
-		req, err := g.Recv()
-		if err != nil {
+		if g.RecvMsg(&x.received) != nil {
 			return
 		}
 		now := time.Now()
 		before := st.phase
-		if st.receive(req, now) {
+		decide, err := s.step(&st, x, now)
+		if err != nil {
+			return
+		}
+		if decide {
 			s.router.Route(st.promise)
 			st.decided(s.await(st.promise, now))
 		}
 		for _, r := range st.take() {
-			if g.Send(r) != nil {
+			x.sent.data = r
+			if g.SendMsg(&x.sent) != nil {
 				return
 			}
 		}
@@ -243,6 +267,16 @@ func (s *Server) serve(g extprocv3.ExternalProcessor_ProcessServer) {
 			s.metrics.decision.Observe(time.Since(now).Seconds())
 		}
 	}
+}
+
+// step hands the message that has been received to st.
+func (s *Server) step(st *stream, x *mailbox, now time.Time) (decide bool, err error) {
+	defer x.close()
+	if err := x.open(); err != nil {
+		s.metrics.message(kindMalformed)
+		return false, err
+	}
+	return st.receive(&x.message, now), nil
 }
 
 // await waits for the promise until the deadline of a decision on a request

@@ -5,7 +5,7 @@ import (
 	"time"
 
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc/mem"
 
 	"github.com/warmpath/warmpath/routing"
 	"github.com/warmpath/warmpath/routing/pool"
@@ -47,9 +47,9 @@ const (
 // and decisions, and says what to reply; it does no I/O and reads no clock. It
 // is not safe for concurrent use.
 //
-// A body is kept, uncopied, as Envoy's message brought it; it is never written
-// to or used again, so what a request borrows from it stays valid for as long
-// as it is referenced.
+// A message is borrowed for the call that brings it, except for the body of a
+// request: that is kept uncopied and never written to or used again, so what a
+// request borrows from it stays valid for as long as it is referenced.
 type stream struct {
 	cfg       *Config
 	snapshots Snapshots
@@ -71,8 +71,8 @@ type stream struct {
 
 	promise *routing.Context
 	target  routing.Target
-	// steer is what a decision does to the headers of the request.
-	steer *extprocv3.HeaderMutation
+	// destination is what the proxy is told of target.
+	destination destination
 
 	// sampled: look for the usage in the body of the answer. reader does so,
 	// nil if this answer has none that can be read; answerer is the endpoint
@@ -84,54 +84,68 @@ type stream struct {
 	// bodySeen and complete: some of the answer's body has been seen, all of it.
 	bodySeen, complete bool
 
-	// out is what to send. The caller takes it after each step.
-	out []*extprocv3.ProcessingResponse
+	// out is what to send, encoded. The caller takes it after each step.
+	out []mem.BufferSlice
+	// room is memory for out, slots for the replies that are made for this
+	// request; a slot is used once, because gRPC holds on to what it sends.
+	room  [2]mem.BufferSlice
+	slots [2]mem.Buffer
+	used  int
 }
 
 // receive takes one message. If it reports true, the caller must have
 // s.promise resolved and hand the result to [stream.decided].
-func (s *stream) receive(req *extprocv3.ProcessingRequest, now time.Time) bool {
-	if req.GetObservabilityMode() {
+func (s *stream) receive(m *message, now time.Time) bool {
+	if m.observed {
 		// Envoy takes no reply, so there is nothing to decide.
 		s.metrics.message(kindObserved)
 		return false
 	}
-	if c := req.GetProtocolConfig(); c != nil {
-		s.modesKnown, s.requestMode, s.responseMode = true, c.GetRequestBodyMode(), c.GetResponseBodyMode()
+	if m.modesKnown {
+		s.modesKnown, s.requestMode, s.responseMode = true, m.requestMode, m.responseMode
 	}
-	switch m := req.GetRequest().(type) {
-	case *extprocv3.ProcessingRequest_RequestHeaders:
-		s.metrics.message(kindRequestHeaders)
-		return s.requestHeaders(req, m.RequestHeaders, now)
-	case *extprocv3.ProcessingRequest_RequestBody:
-		s.metrics.message(kindRequestBody)
-		return s.requestBody(m.RequestBody, now)
-	case *extprocv3.ProcessingRequest_RequestTrailers:
-		s.metrics.message(kindRequestTrailers)
+	s.metrics.message(m.kind)
+	switch m.kind {
+	case kindRequestHeaders:
+		return s.requestHeaders(m, now)
+	case kindRequestBody:
+		return s.requestBody(m, now)
+	case kindRequestTrailers:
 		return s.requestTrailers(now)
-	case *extprocv3.ProcessingRequest_ResponseHeaders:
-		s.metrics.message(kindResponseHeaders)
-		s.responseHeaders(req, m.ResponseHeaders)
-	case *extprocv3.ProcessingRequest_ResponseBody:
-		s.metrics.message(kindResponseBody)
-		s.responseBody(m.ResponseBody)
-	case *extprocv3.ProcessingRequest_ResponseTrailers:
-		s.metrics.message(kindResponseTrailers)
+	case kindResponseHeaders:
+		s.responseHeaders(m)
+	case kindResponseBody:
+		s.responseBody(m)
+	case kindResponseTrailers:
 		if s.phase != phaseClosed {
 			s.complete = true
-			s.send(responseTrailers())
+			s.send(replyResponseTrailers)
 		}
-	default:
-		// A kind of message newer than this program, or none.
-		s.metrics.message(kindUnknown)
 	}
 	return false
 }
 
-func (s *stream) send(r *extprocv3.ProcessingResponse) { s.out = append(s.out, r) }
+func (s *stream) send(r mem.BufferSlice) {
+	if s.out == nil {
+		s.out = s.room[:0]
+	}
+	s.out = append(s.out, r)
+}
 
-// take returns what to send and forgets it.
-func (s *stream) take() []*extprocv3.ProcessingResponse {
+// sendDynamic sends a reply that is made for this request.
+func (s *stream) sendDynamic(b mem.Buffer) {
+	if s.used == len(s.slots) {
+		s.send(mem.BufferSlice{b})
+		return
+	}
+	s.slots[s.used] = b
+	s.used++
+	s.send(s.slots[s.used-1 : s.used : s.used])
+}
+
+// take returns what to send and forgets it. What it returns is valid until the
+// next step.
+func (s *stream) take() []mem.BufferSlice {
 	out := s.out
 	s.out = nil
 	return out
@@ -151,62 +165,71 @@ func (s *stream) withoutBody() bool {
 	return s.modesKnown
 }
 
-func (s *stream) requestHeaders(req *extprocv3.ProcessingRequest, m *extprocv3.HttpHeaders, now time.Time) bool {
+func (s *stream) requestHeaders(m *message, now time.Time) bool {
 	switch s.phase {
 	case phaseStart:
 	case phaseClosed:
 		return false
 	case phaseRouted, phaseAnswered:
-		s.send(requestHeaders(s.steer))
+		s.sendDynamic(steer(toRequestHeaders, s.destination, s.head.forged, false))
 		return false
 	default:
-		s.send(requestHeaders(strip(s.head.forged)))
+		s.sendStrip()
 		return false
 	}
 	s.phase = phaseBody
-	s.head = readHead(m.GetHeaders())
-	s.allow = subset(req.GetMetadataContext())
+	s.head = readHead(m.headers)
+	s.allow = m.subset
 	switch {
-	case m.GetEndOfStream(), s.withoutBody():
+	case m.eos, s.withoutBody():
 		s.reply = inHeaders
-		if m.GetEndOfStream() && apiOf(s.head.method, s.head.path, s.head.mediaType) != apiOther {
+		if m.eos && apiOf(s.head.method, s.head.path, s.head.mediaType) != apiOther {
 			return s.refuse(badRequest("", "the request has no body"))
 		}
 		return s.route(nil, document{}, now)
 	case s.head.length > int64(s.cfg.MaxBodyBytes):
 		return s.refuse(s.tooLarge())
 	case !s.duplex():
-		s.send(requestHeaders(strip(s.head.forged)))
+		s.sendStrip()
 	}
 	return false
 }
 
-func (s *stream) requestBody(m *extprocv3.HttpBody, now time.Time) bool {
+// sendStrip replies to headers before there is a decision.
+func (s *stream) sendStrip() {
+	if len(s.head.forged) == 0 {
+		s.send(replyStrip)
+		return
+	}
+	s.send(static(encodeStrip(toRequestHeaders, s.head.forged)))
+}
+
+func (s *stream) requestBody(m *message, now time.Time) bool {
 	switch {
 	case s.phase == phaseClosed:
 		return false
 	case s.phase > phaseBody && s.duplex():
-		s.send(requestChunk(m.GetBody(), m.GetEndOfStream()))
+		s.send(chunk(toRequestBody, m.body, m.eos))
 		return false
 	case s.withoutBody():
-		s.send(requestBody(nil))
+		s.send(replyRequestBody)
 		return false
 	case s.phase > phaseBody:
-		s.send(requestBody(s.steer))
+		s.sendDynamic(steer(toRequestBody, s.destination, s.head.forged, false))
 		return false
 	case !s.duplex():
 		s.reply = inBody
-		return s.decide(m.GetBody(), m.GetEndOfStream(), now)
+		return s.decide(m.body, m.eos, now)
 	}
-	if len(s.body)+len(m.GetBody()) > s.cfg.MaxBodyBytes {
+	if len(s.body)+len(m.body) > s.cfg.MaxBodyBytes {
 		return s.refuse(s.tooLarge())
 	}
-	if s.body == nil && m.GetEndOfStream() {
-		s.body = m.GetBody()
+	if s.body == nil && m.eos {
+		s.body = m.body
 	} else {
-		s.body = append(s.body, m.GetBody()...)
+		s.body = append(s.body, m.body...)
 	}
-	if !m.GetEndOfStream() {
+	if !m.eos {
 		return false
 	}
 	s.reply = inDuplex
@@ -218,7 +241,7 @@ func (s *stream) requestTrailers(now time.Time) bool {
 	case s.phase == phaseClosed:
 		return false
 	case s.phase > phaseBody:
-		s.send(requestTrailers())
+		s.send(replyRequestTrailers)
 		return false
 	case s.duplex():
 		s.reply, s.trailers = inDuplex, true
@@ -264,25 +287,22 @@ func (s *stream) decided(t routing.Target, err *routing.Error) {
 	}
 	s.phase, s.target = phaseRouted, t
 	s.metrics.request(t.Reason)
-	d := destinationOf(t)
-	s.steer = steer(d, s.head.forged)
-	at := len(s.out)
+	s.destination = destinationOf(t)
 	switch s.reply {
 	case inHeaders:
-		s.send(requestHeaders(s.steer))
+		s.sendDynamic(steer(toRequestHeaders, s.destination, s.head.forged, true))
 	case inBody:
-		s.send(requestBody(s.steer))
+		s.sendDynamic(steer(toRequestBody, s.destination, s.head.forged, true))
 	case inTrailers:
-		s.send(requestTrailers())
+		s.sendDynamic(steerTrailers(s.destination))
 	case inDuplex:
-		s.send(requestHeaders(s.steer))
+		s.sendDynamic(steer(toRequestHeaders, s.destination, s.head.forged, true))
 		s.out = requestChunks(s.out, s.body, !s.trailers)
 		if s.trailers {
-			s.send(requestTrailers())
+			s.send(replyRequestTrailers)
 		}
 		s.body = nil
 	}
-	s.out[at].DynamicMetadata = steerMetadata(d)
 }
 
 // refuse answers the client with an error. It returns false, for receive.
@@ -294,7 +314,7 @@ func (s *stream) refuse(err *routing.Error) bool {
 		s.promise.Finish()
 	}
 	if err.Reason != routing.ReasonCanceled {
-		s.send(refuse(err, s.cfg.ResponseHeaders))
+		s.sendDynamic(refuse(err, s.cfg.ResponseHeaders))
 	}
 	return false
 }

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/cockroachdb/datadriven"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -92,7 +91,7 @@ func (tr *transcript) open(m *metrics) {
 // step hands over one message and prints what comes back.
 func (tr *transcript) step(req *extprocv3.ProcessingRequest) {
 	req.ProtocolConfig, tr.modes = tr.modes, nil
-	if tr.stream.receive(req, time.Unix(0, 0)) {
+	if receive(tr.t, tr.stream, req) {
 		fmt.Fprintf(&tr.log, "route%s\n", describe(&tr.stream.promise.Request))
 		if tr.router.pending {
 			return
@@ -110,7 +109,7 @@ func (tr *transcript) await(ctx context.Context) {
 }
 
 func (tr *transcript) print() {
-	for _, r := range tr.stream.take() {
+	for _, r := range replies(tr.t, tr.stream) {
 		printReply(&tr.log, r)
 	}
 }

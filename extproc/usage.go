@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/tidwall/gjson"
 )
 
@@ -118,16 +117,21 @@ func (u *usageReader) set(prompt int64, cached gjson.Result) {
 
 // newUsageReader returns a reader for an answer with these headers, nil if its
 // usage cannot be read.
-func newUsageReader(headers *corev3.HeaderMap) *usageReader {
+func newUsageReader(headers []header) *usageReader {
 	var status, contentType, encoding string
-	for _, kv := range headers.GetHeaders() {
-		switch strings.ToLower(kv.GetKey()) {
+	first := func(dst *string, value []byte) {
+		if *dst == "" {
+			*dst = string(value)
+		}
+	}
+	for _, kv := range headers {
+		switch strings.ToLower(string(kv.name)) {
 		case ":status":
-			first(&status, kv)
+			first(&status, kv.value)
 		case "content-type":
-			first(&contentType, kv)
+			first(&contentType, kv.value)
 		case "content-encoding":
-			first(&encoding, kv)
+			first(&encoding, kv.value)
 		}
 	}
 	media, _, _ := strings.Cut(contentType, ";")
