@@ -276,6 +276,10 @@ func textParts(s *scanner) bool {
 // each would match different blocks.
 func readPrompt(p *routing.Prompt, s *scanner) *routing.Error {
 	p.Kind, p.Text, p.Tokens = routing.PromptNone, "", nil
+	if tokens := s.tokens(); tokens != nil {
+		p.Kind, p.Tokens = routing.PromptTokens, tokens
+		return nil
+	}
 	raw := s.value(1)
 	if s.err != nil {
 		return nil
@@ -325,6 +329,9 @@ func readPromptArray(p *routing.Prompt, raw []byte) *routing.Error {
 // readTokens reads raw, an array of valid JSON, as token ids.
 func readTokens(raw []byte) ([]kvindex.TokenID, *routing.Error) {
 	s := scanner{src: raw}
+	if tokens := s.tokens(); tokens != nil {
+		return tokens, nil
+	}
 	if !s.open(']') {
 		return nil, nil
 	}
