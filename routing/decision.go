@@ -91,6 +91,24 @@ type LoadView struct {
 	KVUsage    float64 `json:"kv_usage"`
 	// PrefillRate is in tokens a second, 0 if it was not learned.
 	PrefillRate float64 `json:"prefill_rate"`
+	// StepSeconds is the mean time between two tokens, 0 if it was not learned.
+	StepSeconds float64 `json:"step_seconds"`
+}
+
+// ViewLoad returns what l says at now, nil if l is nil.
+func ViewLoad(l *pool.Load, now time.Time) *LoadView {
+	if l == nil {
+		return nil
+	}
+	v := viewLoad(l, now)
+	return &v
+}
+
+func viewLoad(l *pool.Load, now time.Time) LoadView {
+	return LoadView{
+		AgeSeconds: now.Sub(l.At).Seconds(), Stale: l.Fresh(now) == 0, Running: l.Running, Waiting: l.Waiting,
+		KVUsage: l.KVUsage, PrefillRate: l.PrefillRate, StepSeconds: l.StepSeconds,
+	}
 }
 
 const (
@@ -193,13 +211,7 @@ func (v *CandidateView) fill(sc *scratch, c *Candidate, s *strategy) {
 		v.Source = sourceApproximate
 	}
 	if c.Load != nil {
-		v.load = LoadView{
-			AgeSeconds: sc.scene.now.Sub(c.Load.At).Seconds(), Stale: c.Fresh == 0,
-			Running: c.Load.Running, Waiting: c.Load.Waiting, KVUsage: c.Load.KVUsage,
-		}
-		if c.Fresh&pool.FieldPrefillRate != 0 {
-			v.load.PrefillRate = c.Load.PrefillRate
-		}
+		v.load = viewLoad(c.Load, sc.scene.now)
 		v.Load = &v.load
 	}
 }

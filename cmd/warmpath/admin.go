@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,8 @@ type adminSources struct {
 
 // adminPage is one page of the admin server.
 type adminPage struct {
+	// Method is the HTTP method; empty: GET.
+	Method string
 	// Path has no leading slash, for example debug/decisions.
 	Path string
 	// About says in a few words what it shows.
@@ -56,18 +59,18 @@ type admin struct {
 func newAdmin(src adminSources, log *slog.Logger) *admin {
 	a := &admin{mux: http.NewServeMux(), log: log}
 	pages := []adminPage{
-		{"metrics", "metrics in Prometheus' format", promhttp.HandlerFor(src.Gatherer, promhttp.HandlerOpts{
+		{"", "metrics", "metrics in Prometheus' format", promhttp.HandlerFor(src.Gatherer, promhttp.HandlerOpts{
 			ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError), ErrorHandling: promhttp.ContinueOnError,
 			EnableOpenMetrics: true, MaxRequestsInFlight: 8,
 		})},
-		{"healthz", "200 while the process runs", http.HandlerFunc(serveHealthz)},
-		{"readyz", "200 once every named condition holds, else 503", serveReadyz(src.Ready)},
-		{"debug/state", "what this process knows, as JSON", serveState(src.State)},
-		{"debug/pprof/", "profiles", http.HandlerFunc(pprof.Index)},
+		{"", "healthz", "200 while the process runs", http.HandlerFunc(serveHealthz)},
+		{"", "readyz", "200 once every named condition holds, else 503", serveReadyz(src.Ready)},
+		{"", "debug/state", "what this process knows, as JSON", serveState(src.State)},
+		{"", "debug/pprof/", "profiles", http.HandlerFunc(pprof.Index)},
 	}
 	index := "warmpath\n\n"
 	for _, p := range append(pages, src.Pages...) {
-		a.mux.Handle("GET /"+p.Path, p.Handler)
+		a.mux.Handle(cmp.Or(p.Method, http.MethodGet)+" /"+p.Path, p.Handler)
 		index += fmt.Sprintf("/%-16s %s\n", p.Path, p.About)
 	}
 	a.mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)

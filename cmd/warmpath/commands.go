@@ -22,6 +22,7 @@ usage: warmpath COMMAND [FLAGS]
   serve         --config FILE   run the router
   check         --config FILE   report everything wrong with a configuration
   envoy-config  --config FILE   print the Envoy bootstrap that goes with it
+  explain       FILE            ask a running router what it would choose, and why
   version                       print the version
   help                          print this
 
@@ -36,6 +37,7 @@ func commands() map[string]func(context.Context, process) int {
 		"serve":        cmdServe,
 		"check":        cmdCheck,
 		"envoy-config": cmdEnvoyConfig,
+		"explain":      cmdExplain,
 		"version":      cmdVersion,
 		"help":         cmdHelp,
 		"h":            cmdHelp, // of -h
@@ -57,7 +59,8 @@ func cmdServe(ctx context.Context, p process) int {
 	for _, w := range cfg.Warnings() {
 		log.Warn(w)
 	}
-	if err := serve(ctx, cfg, log); err != nil {
+	src := source{file: *c.file, load: func() (Config, error) { return load(*c.file, c.env, c.overrides) }}
+	if err := serve(ctx, cfg, src, log); err != nil {
 		log.Error("stopped", "err", err)
 		return exitFault
 	}

@@ -121,7 +121,7 @@ w.yaml:5: extprok: no such key; did you mean extproc?`,
 			name: "wrong shapes",
 			yaml: valid + "log: x\nrouting: [a]\ntokenizer: {endpoints: http://a, budget: {a: b}}\nadmin: {listen: !!binary aGVsbG8=}",
 			want: `w.yaml:2: log: "x", where keys are expected (level, format)
-w.yaml:3: routing: a list, where keys are expected (strategy, fallbacks, decisions)
+w.yaml:3: routing: a list, where keys are expected (strategy, lock, profiles, default_profile, fallbacks, decisions, prefix_cache)
 w.yaml:4: tokenizer.endpoints: "http://a", where a list is expected, [one, two]
 w.yaml:4: tokenizer.budget: a mapping, where one value is expected
 w.yaml:5: admin.listen: !!binary is not supported; write the value itself`,

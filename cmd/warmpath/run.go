@@ -10,7 +10,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,10 +36,12 @@ type router struct {
 	routing *routing.Router
 	extproc *extproc.Server
 	admin   *admin
+	// maxBody bounds the body of a request that is to be explained.
+	maxBody int
 }
 
-// serve runs the router until ctx ends.
-func serve(ctx context.Context, cfg Config, log *slog.Logger) error {
+// serve runs the router until ctx ends. Its routing section follows src.
+func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	client := &http.Client{Transport: transport()}
@@ -63,6 +67,11 @@ func serve(ctx context.Context, cfg Config, log *slog.Logger) error {
 	rest, stopRest := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopRest()
 	g, failed := errgroup.WithContext(rest)
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	reloads := newReloader(src, cfg, r.routing.Reload, log, reg)
+	g.Go(func() error { return reloads.Run(failed, hup) })
 	g.Go(func() error { return r.pool.Run(failed) })
 	g.Go(func() error { return r.events.Run(failed, r.pool) })
 	g.Go(func() error { return r.admin.Run(failed, adminListener) })
@@ -96,7 +105,7 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 		return nil, err
 	}
 	hasher := kvindex.NewHasher(seed)
-	r := &router{pool: pool.New(cfg.Pool, log, reg, client, random())}
+	r := &router{pool: pool.New(cfg.Pool, log, reg, client, random()), maxBody: cfg.ExtProc.MaxBodyBytes}
 	if r.index, err = kvindex.New(cfg.Index.Config); err != nil {
 		return nil, err
 	}
@@ -121,8 +130,9 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 		Ready:    r.ready,
 		State:    r.state,
 		Pages: []adminPage{
-			{"debug/decisions", "recent decisions, newest first", http.HandlerFunc(r.serveDecisions)},
-			{"debug/held/{endpoint}", "hashes of the blocks that an endpoint holds", http.HandlerFunc(r.serveHeld)},
+			{Path: "debug/decisions", About: "recent decisions, newest first; ?id= picks those of one request", Handler: http.HandlerFunc(r.serveDecisions)},
+			{Method: http.MethodPost, Path: "debug/explain", About: "POST a request body: what would be chosen now, and why", Handler: http.HandlerFunc(r.serveExplain)},
+			{Path: "debug/held/{endpoint}", About: "hashes of the blocks that an endpoint holds", Handler: http.HandlerFunc(r.serveHeld)},
 		},
 	}, log)
 	return r, nil

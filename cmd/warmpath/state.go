@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -29,8 +30,14 @@ type endpointView struct {
 	Labels        map[string]string `json:"labels,omitempty"`
 	InFlight      int64             `json:"in_flight"`
 	PrefillTokens int64             `json:"prefill_tokens"`
-	BlockSizes    []int             `json:"block_sizes"`
-	Publishers    []events.Status   `json:"publishers"`
+	ContextTokens int64             `json:"context_tokens"`
+	// BacklogSeconds is how long the prefill work sent there will take.
+	BacklogSeconds float64 `json:"backlog_seconds"`
+	// CoolUntil is when a cool-down ends or a trial may begin; nil: none.
+	CoolUntil  *time.Time        `json:"cool_until,omitempty"`
+	Load       *routing.LoadView `json:"load"`
+	BlockSizes []int             `json:"block_sizes"`
+	Publishers []events.Status   `json:"publishers"`
 }
 
 type indexView struct {
@@ -42,6 +49,7 @@ func (r *router) state() any {
 	stats := r.index.Stats()
 	snap := r.pool.Snapshot()
 	status := r.events.Status()
+	now := time.Now()
 	v := stateView{
 		Version: versionText(), Models: snap.Models(), Endpoints: []endpointView{},
 		Index: indexView{Blocks: stats.Blocks, Held: stats.Held},
@@ -50,7 +58,11 @@ func (r *router) state() any {
 		ev := endpointView{
 			Name: e.Name, Address: e.Address, Health: e.Health.String(), Models: e.Models, Adapters: e.Adapters, Labels: e.Labels,
 			InFlight: e.State.InFlight(), PrefillTokens: e.State.PrefillTokens(), BlockSizes: e.State.BlockSizes(),
-			Publishers: []events.Status{},
+			ContextTokens: e.State.ContextTokens(), BacklogSeconds: e.State.Backlog(now).Seconds(),
+			Load: routing.ViewLoad(e.State.Load(), now), Publishers: []events.Status{},
+		}
+		if c := e.State.CoolUntil(); !c.IsZero() {
+			ev.CoolUntil = &c
 		}
 		for _, s := range status {
 			if s.Endpoint == e.Name {
@@ -84,9 +96,13 @@ type decisionView struct {
 	Words string `json:"words"`
 }
 
-func (r *router) serveDecisions(w http.ResponseWriter, _ *http.Request) {
+func (r *router) serveDecisions(w http.ResponseWriter, req *http.Request) {
 	views := []decisionView{}
+	id := req.URL.Query().Get("id")
 	for _, d := range r.routing.Decisions(nil) {
+		if id != "" && d.RequestID != id {
+			continue
+		}
 		views = append(views, decisionView{d, d.Words()})
 	}
 	writeJSON(w, http.StatusOK, views)
