@@ -1,6 +1,9 @@
 package routing
 
-import "fmt"
+import (
+	"fmt"
+	"time"
+)
 
 // Reason says why a request was routed as it was, or why it was not. It is at
 // once the metric label, the log field, the word in the response header and,
@@ -70,6 +73,8 @@ const (
 	ReasonTimeout
 	// ReasonCanceled: the request ended before it was decided.
 	ReasonCanceled
+	// ReasonUnsupported: the body is in an encoding that cannot be read.
+	ReasonUnsupported
 )
 
 var reasonNames = map[Reason]string{
@@ -98,6 +103,7 @@ var reasonNames = map[Reason]string{
 	ReasonTooLarge:         "body_too_large",
 	ReasonTimeout:          "timeout",
 	ReasonCanceled:         "canceled",
+	ReasonUnsupported:      "unsupported_encoding",
 }
 
 // Reasons returns every reason, in numeric order.
@@ -136,6 +142,9 @@ type Error struct {
 	Message string
 	// Param names the request field at fault, empty if none is.
 	Param string
+	// RetryAfter is when it is worth to try again, 0 if that is not known. The
+	// client is told in whole seconds.
+	RetryAfter time.Duration
 }
 
 // Error implements error.
