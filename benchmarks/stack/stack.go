@@ -31,6 +31,8 @@ type Config struct {
 	RouterArgs []string
 	// Model is the served model's name.
 	Model string
+	// Models, if there are any, are those of the engines in turn, instead.
+	Models []string
 	// Extra is appended to the warmpath configuration, for sections that the
 	// stack does not write itself (extproc, admin, envoy and pool).
 	Extra string
@@ -38,11 +40,19 @@ type Config struct {
 	Health time.Duration
 }
 
+// model returns the model of an engine.
+func (c Config) model(i int) string {
+	if len(c.Models) == 0 {
+		return c.Model
+	}
+	return c.Models[i%len(c.Models)]
+}
+
 // Engine is one fake engine.
 type Engine struct {
 	*Process
-	// Name is the endpoint's name in the pool.
-	Name string
+	// Name is the endpoint's name in the pool, Model that of its model.
+	Name, Model string
 	// HTTP is its ip:port; Events and Replay its ZMQ endpoints.
 	HTTP, Events, Replay string
 }
@@ -99,12 +109,12 @@ func (s *Stack) RestartEngine(i int) error {
 }
 
 func startEngine(cfg Config, i int, old *Engine) (*Engine, error) {
-	e := &Engine{Name: fmt.Sprintf("engine-%d", i), HTTP: "127.0.0.1:0", Events: "tcp://127.0.0.1:0", Replay: "tcp://127.0.0.1:0"}
+	e := &Engine{Name: fmt.Sprintf("engine-%d", i), Model: cfg.model(i), HTTP: "127.0.0.1:0", Events: "tcp://127.0.0.1:0", Replay: "tcp://127.0.0.1:0"}
 	if old != nil {
 		e.HTTP, e.Events, e.Replay = old.HTTP, old.Events, old.Replay
 	}
 	var ready struct{ HTTP, Events, Replay string }
-	args := append([]string{"--listen", e.HTTP, "--events", e.Events, "--replay", e.Replay, "--model", cfg.Model}, cfg.EngineArgs...)
+	args := append([]string{"--listen", e.HTTP, "--events", e.Events, "--replay", e.Replay, "--model", e.Model}, cfg.EngineArgs...)
 	p, err := start(e.Name, cfg.Dir, cfg.Enginesim, args, &ready)
 	if err != nil {
 		return nil, err
@@ -123,7 +133,7 @@ func (s *Stack) yaml(addrs []string) string {
 	b.WriteString("  static:\n    endpoints:\n")
 	for _, e := range s.Engines {
 		fmt.Fprintf(&b, "      - {name: %s, address: %q, models: [%s], events: %q, replay: %q, metrics: \"http://%s/metrics\"}\n",
-			e.Name, e.HTTP, s.cfg.Model, e.Events, e.Replay, e.HTTP)
+			e.Name, e.HTTP, e.Model, e.Events, e.Replay, e.HTTP)
 	}
 	b.WriteString(s.cfg.Extra)
 	return b.String()

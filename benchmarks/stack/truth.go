@@ -196,7 +196,7 @@ func (s *Stack) Compare(ctx context.Context, e *Engine, hasher kvindex.Hasher) (
 		if len(b.Tokens) == 0 || len(b.Tokens)%p.BlockSize != 0 {
 			return d, errors.New("the engine's pool lists a block that is not full")
 		}
-		root := hasher.Root(kvindex.Scope{Model: s.cfg.Model, Adapter: b.LoRA, Salt: b.Salt, BlockSize: p.BlockSize})
+		root := hasher.Root(kvindex.Scope{Model: e.Model, Adapter: b.LoRA, Salt: b.Salt, BlockSize: p.BlockSize})
 		chain := kvindex.AppendChain(nil, root, hasher.AppendContents(nil, b.Tokens, p.BlockSize))
 		last := chain[len(chain)-1]
 		if index[last] {

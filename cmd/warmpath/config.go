@@ -285,9 +285,22 @@ func (c Config) Warnings() []string {
 	if c.Envoy.BodyMode == bodyDuplex && c.ExtProc.SampleResponses > 0 {
 		ws = append(ws, fmt.Sprintf("extproc.sample_responses: %v, but with envoy.body_mode %s Envoy shows no answers, so none is sampled; use envoy.body_mode: %s, or 0", c.ExtProc.SampleResponses, bodyDuplex, bodyBuffered))
 	}
-	if len(bases) > 1 {
-		ws = append(ws, fmt.Sprintf("pool.static.endpoints: %d base models in one pool: while this router is down Envoy spreads requests over all endpoints whatever their model, and some will answer 404; "+
-			"use one pool, one router and one Envoy route for each base model if that matters", len(bases)))
+	return append(ws, c.modelWarnings(len(bases))...)
+}
+
+// modelWarnings is about requests that reach an engine without their model
+// while the router is away.
+func (c Config) modelWarnings(bases int) []string {
+	learned := slices.ContainsFunc(c.Pool.Static.Endpoints, func(e pool.Spec) bool { return len(e.Models) == 0 })
+	switch {
+	case bases > 1 && c.Envoy.ModelHeader == "":
+		return []string{fmt.Sprintf("envoy.model_header: empty, with %d base models in one pool: while this router is down Envoy spreads requests over all endpoints whatever their model, and some will answer 404; "+
+			"name a request header that tells the model, for example x-gateway-model-name", bases)}
+	case bases > 1:
+		return []string{fmt.Sprintf("pool.static.endpoints: %d base models in one pool: while this router is down Envoy keeps only those requests to the endpoints of their model that tell it in the header %s; "+
+			"let clients, or a gateway before this one, set it (envoy.model_header)", bases, c.Envoy.ModelHeader)}
+	case bases > 0 && learned:
+		return []string{"pool.static.endpoints: some list their models and some do not: while this router is down Envoy takes those that do not for endpoints of every model, and some requests may get 404; list models for every endpoint"}
 	}
-	return ws
+	return nil
 }

@@ -259,7 +259,11 @@ func TestConfig_Warnings(t *testing.T) {
 			}
 		}, []string{"routing.strategy: prefix-cache, but no endpoint has events"}},
 		{"no answers to sample", func(c *Config) { c.Envoy.BodyMode, c.ExtProc.SampleResponses = bodyDuplex, 0.1 }, []string{"extproc.sample_responses: 0.1"}},
-		{"two models", func(c *Config) { c.Pool.Static.Endpoints[1].Models = []string{"other"} }, []string{"2 base models"}},
+		{"two models", func(c *Config) { c.Pool.Static.Endpoints[1].Models = []string{"other"} }, []string{"pool.static.endpoints: 2 base models in one pool: while this router is down Envoy keeps only those requests"}},
+		{"two models and no header", func(c *Config) {
+			c.Pool.Static.Endpoints[1].Models, c.Envoy.ModelHeader = []string{"other"}, ""
+		}, []string{"envoy.model_header: empty, with 2 base models"}},
+		{"a model that is learned", func(c *Config) { c.Pool.Static.Endpoints[1].Models = nil }, []string{"some list their models and some do not"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := cfg

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -28,6 +30,10 @@ type EnvoyConfig struct {
 	// RouterTLS is how Envoy and the router know each other where extproc.tls is
 	// set.
 	RouterTLS RouterTLSConfig `yaml:"router_tls"`
+	// ModelHeader is where a request may tell its model before its body. Empty:
+	// nowhere. The default is the header that the body-based router of the
+	// Gateway API Inference Extension sets.
+	ModelHeader string `yaml:"model_header" help:"request header that tells the model before the body does, so that requests keep to engines that serve it while the router is away; empty: none"`
 	// BodyMode is how Envoy hands request bodies to the router.
 	BodyMode string `yaml:"body_mode" help:"how Envoy hands request bodies to the router: buffered, or full_duplex_streamed, piece by piece as they come"`
 	// MessageTimeout is how long Envoy waits for one answer of the router. 0:
@@ -44,7 +50,7 @@ type RouterTLSConfig struct {
 
 // DefaultEnvoyConfig returns the section where nothing is set.
 func DefaultEnvoyConfig() EnvoyConfig {
-	return EnvoyConfig{Listen: "127.0.0.1:8080", Admin: "127.0.0.1:9901", BodyMode: bodyBuffered}
+	return EnvoyConfig{Listen: "127.0.0.1:8080", Admin: "127.0.0.1:9901", ModelHeader: "x-gateway-model-name", BodyMode: bodyBuffered}
 }
 
 // The values of [EnvoyConfig.BodyMode].
@@ -61,6 +67,12 @@ func (c EnvoyConfig) Validate() error {
 			errs = append(errs, fmt.Errorf("router: %w", err))
 		}
 	}
+	if c.ModelHeader != "" && !isHeaderName(c.ModelHeader) {
+		errs = append(errs, fmt.Errorf("model_header: %q is not a header's name; use lower-case letters, digits and -, for example x-gateway-model-name", c.ModelHeader))
+	}
+	if slices.Contains(routingHeaders(), c.ModelHeader) {
+		errs = append(errs, fmt.Errorf("model_header: %q is removed from every request; use for example x-gateway-model-name", c.ModelHeader))
+	}
 	if c.MessageTimeout < 0 {
 		errs = append(errs, fmt.Errorf("message_timeout: %s is negative; use 0s for the default", c.MessageTimeout))
 	}
@@ -68,6 +80,12 @@ func (c EnvoyConfig) Validate() error {
 		errs = append(errs, errors.New("router_tls: cert and key go together; set both or none"))
 	}
 	return errors.Join(errs...)
+}
+
+// isHeaderName tells whether name can be a header in Envoy's configuration,
+// which wants lower case.
+func isHeaderName(name string) bool {
+	return strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
 // routingHeaders are the request headers that choose an endpoint, or say who
@@ -97,7 +115,72 @@ type bootstrap struct {
 	RemoveHeaders                 []string
 	HealthPath                    string
 	HealthInterval, HealthTimeout time.Duration
-	Engines                       []pool.Spec
+	ModelHeader                   string
+	Models                        []modelRoute
+	// Clusters are those of the engines; the first has all of them.
+	Clusters []cluster
+}
+
+// cluster is a set of engines.
+type cluster struct {
+	Name    string
+	Engines []pool.Spec
+}
+
+// modelRoute sends the requests for some models to the engines that serve them.
+type modelRoute struct {
+	Names   []string
+	Cluster string
+}
+
+// Pattern is a regular expression (RE2) that matches the names, whole.
+func (r modelRoute) Pattern() string {
+	quoted := make([]string, len(r.Names))
+	for i, n := range r.Names {
+		quoted[i] = regexp.QuoteMeta(n)
+	}
+	return strings.Join(quoted, "|")
+}
+
+// allEngines is the name of the cluster of all engines.
+const allEngines = "engines"
+
+// modelClusters groups the models that not every engine serves by the engines
+// that do: one route and one cluster for each group. An engine whose models
+// will be learned may serve any, so it is in each of them: Envoy takes
+// warmpath's choice only from the cluster of the route.
+func modelClusters(specs []pool.Spec) ([]modelRoute, []cluster) {
+	clusters := []cluster{{allEngines, specs}}
+	var names []string
+	for _, e := range specs {
+		for _, n := range slices.Concat(e.Models, e.Adapters) {
+			if !slices.Contains(names, n) {
+				names = append(names, n)
+			}
+		}
+	}
+	var routes []modelRoute
+	found := map[string]int{} // the route for a set of engines, by their names
+	for _, n := range names {
+		c := cluster{Name: allEngines + "/" + n}
+		set := ""
+		for _, e := range specs {
+			if len(e.Models) == 0 || slices.Contains(e.Models, n) || slices.Contains(e.Adapters, n) {
+				c.Engines = append(c.Engines, e)
+				set += e.Name + "\n"
+			}
+		}
+		if len(c.Engines) == len(specs) {
+			continue
+		}
+		if i, ok := found[set]; ok {
+			routes[i].Names = append(routes[i].Names, n)
+			continue
+		}
+		found[set] = len(routes)
+		routes, clusters = append(routes, modelRoute{[]string{n}, c.Name}), append(clusters, c)
+	}
+	return routes, clusters
 }
 
 // envoyBootstrap returns the Envoy bootstrap for the static pool of cfg, which
@@ -115,7 +198,11 @@ func envoyBootstrap(cfg Config) ([]byte, error) {
 		HealthPath:       cfg.Pool.Health.Path,
 		HealthInterval:   cfg.Pool.Health.Interval,
 		HealthTimeout:    cfg.Pool.Health.Timeout,
-		Engines:          cfg.Pool.Static.Endpoints,
+		ModelHeader:      cfg.Envoy.ModelHeader,
+		Clusters:         []cluster{{allEngines, cfg.Pool.Static.Endpoints}},
+	}
+	if b.ModelHeader != "" {
+		b.Models, b.Clusters = modelClusters(cfg.Pool.Static.Endpoints)
 	}
 	for _, a := range [...]struct{ field, value string }{
 		{"extproc.listen", b.Router}, {"envoy.listen", b.Listen}, {"envoy.admin", b.Admin},
@@ -133,6 +220,7 @@ func envoyBootstrap(cfg Config) ([]byte, error) {
 		"quote":   quote,
 		"seconds": func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + "s" },
 		"isName":  isName,
+		"join":    strings.Join,
 	}).Parse(envoy.Bootstrap)
 	if err != nil {
 		return nil, err

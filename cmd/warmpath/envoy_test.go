@@ -25,12 +25,53 @@ const twoEngines = `pool: {health: {interval: 200ms}, static: {endpoints: [
   {name: "engine \"1\"", address: "[::1]:8002", models: [demo]}]}}
 `
 
+// manyModels has models and adapters of which not every engine serves all.
+const manyModels = `pool: {static: {endpoints: [
+  {name: a, address: "127.0.0.1:8001", models: [org/llama-3.1, llama], adapters: [sql]},
+  {name: b, address: "127.0.0.1:8002", models: [org/llama-3.1, llama], adapters: [sql, "c++"]},
+  {name: c, address: "127.0.0.1:8003", models: [qwen]},
+  {name: d, address: "127.0.0.1:8004"}]}}
+`
+
+func TestModelClusters(t *testing.T) {
+	show := func(cfg Config) (lines []string) {
+		routes, clusters := modelClusters(cfg.Pool.Static.Endpoints)
+		for i, c := range clusters {
+			line := c.Name + ":"
+			for _, e := range c.Engines {
+				line += " " + e.Name
+			}
+			if i > 0 {
+				line += " for " + routes[i-1].Pattern()
+				if routes[i-1].Cluster != c.Name {
+					t.Errorf("route %d goes to %s", i-1, routes[i-1].Cluster)
+				}
+			}
+			lines = append(lines, line)
+		}
+		return lines
+	}
+	want := []string{
+		"engines: a b c d",
+		`engines/org/llama-3.1: a b d for org/llama-3\.1|llama|sql`,
+		`engines/c++: b d for c\+\+`,
+		"engines/qwen: c d for qwen",
+	}
+	if diff := cmp.Diff(want, show(mustParse(t, manyModels))); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{`engines: engine-0 engine "1"`}, show(mustParse(t, twoEngines))); diff != "" {
+		t.Errorf("one model: -want +got:\n%s", diff)
+	}
+}
+
 func TestEnvoyBootstrap_Golden(t *testing.T) {
 	for _, tt := range []struct {
 		file, text string
 	}{
 		{"bootstrap.golden.yaml", twoEngines},
 		{"bootstrap.duplex.golden.yaml", twoEngines + "envoy: {body_mode: full_duplex_streamed}\n"},
+		{"bootstrap.models.golden.yaml", manyModels},
 	} {
 		t.Run(tt.file, func(t *testing.T) {
 			got, err := envoyBootstrap(mustParse(t, tt.text))
@@ -98,7 +139,7 @@ func extProcPath(rest ...any) []any {
 }
 
 func retryPath(rest ...any) []any {
-	return append(managerPath("route_config", "virtual_hosts", 0, "routes", 0, "route", "retry_policy"), rest...)
+	return append(managerPath("route_config", "virtual_hosts", 0, "retry_policy"), rest...)
 }
 
 func routerPath(rest ...any) []any {
@@ -149,6 +190,10 @@ func TestEnvoyBootstrap_IsAccepted(t *testing.T) {
 		{"defaults", func(*Config) {}},
 		{"socket", func(c *Config) { c.ExtProc.Listen = "unix:/run/w.sock" }},
 		{"name", func(c *Config) { c.Envoy.Router = "localhost:9002" }},
+		{"models", func(c *Config) { c.Pool.Static.Endpoints = mustParse(t, manyModels).Pool.Static.Endpoints }},
+		{"models without a header", func(c *Config) {
+			c.Pool.Static.Endpoints, c.Envoy.ModelHeader = mustParse(t, manyModels).Pool.Static.Endpoints, ""
+		}},
 		{"duplex", func(c *Config) { c.Envoy.BodyMode = bodyDuplex }},
 		{"odd values", func(c *Config) {
 			c.Pool.Health.Path = "/a \"b\": {{#é"
