@@ -118,12 +118,6 @@ func (a *applier) refuse(e *Event) Cause {
 	if e.Type != Stored || len(e.Tokens) == 0 {
 		return Applied
 	}
-	if e.HasLora && e.Lora == "" {
-		return UnnamedAdapter
-	}
-	if storeOnlyMedium(e.Medium) {
-		return StoreOnly
-	}
 	return a.refuseSize(e)
 }
 

@@ -1,11 +1,10 @@
 package events
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,7 +19,7 @@ import (
 // capture is a recording of one engine; its README tells the format.
 type capture struct {
 	live, replay []batchFrame
-	truth        map[uint64][][2]any
+	truth        map[uint64][]TruthBlock
 	truths       []uint64
 }
 
@@ -36,43 +35,36 @@ func readCapture(tb testing.TB, path string) capture {
 		tb.Fatal(err)
 	}
 	defer f.Close()
-	c := capture{truth: map[uint64][][2]any{}}
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var line struct {
-			Live   []string `json:"live"`
-			Replay []string `json:"replay"`
-			Truth  *struct {
-				AfterSeq uint64   `json:"after_seq"`
-				Blocks   [][2]any `json:"blocks"`
-			} `json:"truth"`
+	c := capture{truth: map[uint64][]TruthBlock{}}
+	in := NewCaptureReader(f)
+	for {
+		r, err := in.Read()
+		if err == io.EOF {
+			break
 		}
-		dec := json.NewDecoder(bytes.NewReader(lines.Bytes()))
-		dec.UseNumber()
-		if err := dec.Decode(&line); err != nil {
+		if err != nil {
 			tb.Fatal(err)
 		}
 		switch {
-		case line.Truth != nil:
-			c.truth[line.Truth.AfterSeq] = line.Truth.Blocks
-			c.truths = append(c.truths, line.Truth.AfterSeq)
-		case len(line.Live) == 3:
-			c.live = append(c.live, batchFrame{binary.BigEndian.Uint64(unhex(tb, line.Live[1])), unhex(tb, line.Live[2])})
-		case len(line.Replay) >= 3:
-			frames := make([][]byte, 0, 4)
-			for _, s := range line.Replay {
-				frames = append(frames, unhex(tb, s))
-			}
-			seq, payload, ok := replayFrame(frames)
+		case r.Truth != nil:
+			c.truth[r.Truth.AfterSeq] = r.Truth.Blocks
+			c.truths = append(c.truths, r.Truth.AfterSeq)
+		case r.Live != nil:
+			seq, payload, ok := LiveBatch(r.Live)
 			if !ok {
-				tb.Fatalf("replay frames %q", line.Replay)
+				tb.Fatalf("live frames %q", r.Live)
+			}
+			c.live = append(c.live, batchFrame{seq, payload})
+		case r.Replay != nil:
+			seq, payload, ok := ReplayBatch(r.Replay)
+			if !ok {
+				tb.Fatalf("replay frames %q", r.Replay)
 			}
 			c.replay = append(c.replay, batchFrame{seq, payload})
 		}
 	}
-	if err := lines.Err(); err != nil || len(c.live) == 0 || len(c.truths) == 0 {
-		tb.Fatalf("%s: %d live batches, %d truths, error %v", path, len(c.live), len(c.truths), err)
+	if len(c.live) == 0 || len(c.truths) == 0 {
+		tb.Fatalf("%s: %d live batches, %d truths", path, len(c.live), len(c.truths))
 	}
 	return c
 }
@@ -81,7 +73,7 @@ func readCapture(tb testing.TB, path string) capture {
 // instead of a streaming decoder, every block by all of its history.
 type expected struct {
 	h     kvindex.Hasher
-	names map[string]kvindex.BlockHash // "group/hash" as the engine prints it
+	names map[TruthBlock]kvindex.BlockHash
 }
 
 func (x *expected) batch(tb testing.TB, payload []byte) {
@@ -109,11 +101,16 @@ func (x *expected) batch(tb testing.TB, payload []byte) {
 
 func (x *expected) stored(tb testing.TB, e map[string]any) {
 	tb.Helper()
-	group := "0"
+	var group uint8
 	if g := e["group_idx"]; g != nil {
-		group = fmt.Sprint(g)
+		group = uint8(num(tb, g))
 	}
-	name := func(v any) string { return fmt.Sprintf("%s/%d", group, v) }
+	name := func(v any) TruthBlock {
+		if u, ok := v.(uint64); ok {
+			return TruthBlock{group, kvindex.EngineHash(u)}
+		}
+		return TruthBlock{group, kvindex.EngineHash(v.(int64))}
+	}
 	size := int(num(tb, e["block_size"]))
 	lora, _ := e["lora_name"].(string)
 	salt, _ := e["cache_salt"].(string)
@@ -187,7 +184,7 @@ func TestCaptures_IndexEqualsTheEnginesPool(t *testing.T) {
 	for _, path := range paths {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			c := readCapture(t, path)
-			x := expected{kvindex.NewHasher(7), map[string]kvindex.BlockHash{}}
+			x := expected{kvindex.NewHasher(7), map[TruthBlock]kvindex.BlockHash{}}
 			index, err := kvindex.New(kvindex.Config{})
 			if err != nil {
 				t.Fatal(err)
@@ -224,7 +221,7 @@ func TestCaptures_IndexEqualsTheEnginesPool(t *testing.T) {
 			}
 			checked := 0
 			for _, f := range c.replay {
-				if f.seq == endMarker {
+				if f.seq == EndMarker {
 					s.ReplayEnd(true)
 					continue
 				}
@@ -253,11 +250,11 @@ func TestCaptures_IndexEqualsTheEnginesPool(t *testing.T) {
 }
 
 // truth translates the engine's own hashes into chain hashes.
-func (x *expected) truth(tb testing.TB, blocks [][2]any) []kvindex.BlockHash {
+func (x *expected) truth(tb testing.TB, blocks []TruthBlock) []kvindex.BlockHash {
 	tb.Helper()
 	var out []kvindex.BlockHash
 	for _, b := range blocks {
-		h, ok := x.names[fmt.Sprintf("%v/%v", b[0], b[1])]
+		h, ok := x.names[b]
 		if !ok {
 			tb.Fatalf("the engine holds %v, which was never announced", b)
 		}

@@ -36,6 +36,7 @@ type Decoder struct {
 	extraKeys, mmKeys int // offsets into raw, 0 if absent
 	stringTokens      []stringToken
 	loras             bool // a lora_id was sent
+	grouped           bool // a group_idx was sent
 
 	interned map[string]string
 }
@@ -78,7 +79,8 @@ func (d *Decoder) Next() (*Event, bool) {
 	d.left--
 	start := d.pos()
 	d.event.reset()
-	d.extraKeys, d.mmKeys, d.stringTokens, d.loras = 0, 0, d.stringTokens[:0], false
+	d.extraKeys, d.mmKeys, d.stringTokens = 0, 0, d.stringTokens[:0]
+	d.loras, d.grouped = false, false
 	if err := d.readEvent(); err != nil {
 		if d.event.Skipped == Applied {
 			d.event.Skipped = Malformed

@@ -45,7 +45,7 @@ func TestDecode_Shapes(t *testing.T) {
 		want  string
 	}{
 		{"adapter by name", stored(m{"lora_id": 3, "lora_name": "ad", "extra_keys": a{a{"ad"}}}), plain + ` lora "ad"`},
-		{"adapter by number only", stored(m{"lora_id": 3}), plain + ` lora ""`},
+		{"adapter by number only", stored(m{"lora_id": 3}), plain + ` lora "" skipped unnamed_adapter`},
 		{"image", stored(m{"extra_keys": a{a{a{"img", 10}}}}), plain + ` extra[0] "\x01\x03img\x14"`},
 		{"image that began before the block", stored(m{"parent_block_hash": 6, "extra_keys": a{a{a{"img", -6}}}}), "stored [7] after 6 tokens [1 2] by 2 on device (GPU)" + ` extra[0] "\x01\x03img\v"`},
 		{"image by a bare identifier", stored(m{"parent_block_hash": 6, "extra_keys": a{a{"img"}}}), "stored [7] after 6 tokens [1 2] by 2 on device (GPU)" + ` extra[0] "\x01\x03img\x00"`},
@@ -62,8 +62,12 @@ func TestDecode_Shapes(t *testing.T) {
 		{"TensorRT-LLM string token", stored(m{"token_ids": a{1, "pad"}}), `stored [7] tokens [1 4294967295] by 2 on device (GPU) extra[0] "\x03\x01\x03pad"`},
 		{"TensorRT-LLM image", stored(m{"extra_keys": nil, "mm_keys": a{a{m{"type": "mm_key"}}}}), plain + ` extra[0] "\x04\x0e\x91\x81\xa4type\xa6mm_key"`},
 		{"TensorRT-LLM without images", stored(m{"extra_keys": nil, "mm_keys": a{a{}}}), plain},
-		{"LMCache chunk", stored(m{"medium": "cpu"}), "stored [7] tokens [1 2] by 2 on host (cpu)"},
-		{"LMCache device name", stored(m{"medium": "cuda:0"}), "stored [7] tokens [1 2] by 2 on device (cuda:0)"},
+		{"LMCache chunk", stored(m{"medium": "cpu"}), "stored [7] tokens [1 2] by 2 on host (cpu) skipped store_only"},
+		{"LMCache chunk of newer releases", stored(m{"medium": "CPU"}), "stored [7] tokens [1 2] by 2 on host (CPU) skipped store_only"},
+		{"offloaded blocks that describe themselves", stored(m{"medium": "CPU", "group_idx": 0}), "stored [7] tokens [1 2] by 2 on host (CPU)"},
+		{"placeholder of an offloaded block", stored(m{"medium": "CPU", "token_ids": a{}, "block_size": 0}), "stored [7] on host (CPU)"},
+		{"SGLang's host tier", stored(m{"medium": "CPU_PINNED"}), "stored [7] tokens [1 2] by 2 on host (CPU_PINNED)"},
+		{"LMCache device name", stored(m{"medium": "cuda:0"}), "stored [7] tokens [1 2] by 2 on device (cuda:0) skipped store_only"},
 		{"other tiers", stored(m{"medium": "CPU_TIER2"}), "stored [7] tokens [1 2] by 2 on disk (CPU_TIER2)"},
 		{"shared store", stored(m{"medium": "OBJ"}), "stored [7] tokens [1 2] by 2 on external (OBJ)"},
 		{"lookahead tokens", stored(m{"lookahead_token_ids": a{a{3, 4}}}), plain},

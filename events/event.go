@@ -65,7 +65,9 @@ const (
 	// OtherKind: a group whose blocks are no prefix of the prompt, such as a
 	// sliding window's.
 	OtherKind
-	// StoreOnly: a cache that never says what it drops (LMCache).
+	// StoreOnly: a chunk of a cache that never says what it drops (LMCache). Its
+	// names and sizes are its own, too. Counting it would be a guess, so it
+	// counts nothing.
 	StoreOnly
 	// UnnamedAdapter: a LoRA adapter known only by a number that means nothing
 	// outside the engine process (vLLM before 0.14).
@@ -225,8 +227,17 @@ func prefixKind(kind string) bool {
 	return false
 }
 
-// storeOnlyMedium tells whether the medium is one that only LMCache sends: its
-// lower-case "cpu" and PyTorch device names.
-func storeOnlyMedium(medium string) bool {
-	return medium == "cpu" || len(medium) >= 4 && medium[:4] == "cuda"
+// storeOnly tells whether a stored event with tokens on this medium is a chunk
+// of LMCache, which hands its events to vLLM's publisher: it sends PyTorch
+// device names and a lower-case "cpu", or, in newer releases, the "CPU" of
+// vLLM's own offloading, but never the cache group, which that always sends
+// along with tokens. SGLang spells its host tier differently.
+func storeOnly(medium string, grouped bool) bool {
+	switch {
+	case medium == "cpu":
+		return true
+	case medium == "CPU":
+		return !grouped
+	}
+	return len(medium) >= 4 && medium[:4] == "cuda"
 }

@@ -274,7 +274,7 @@ func (d *Decoder) group() error {
 		d.event.Skipped = BadGroup
 		return nil
 	}
-	d.event.Group = uint8(n)
+	d.event.Group, d.grouped = uint8(n), true
 	return nil
 }
 
@@ -353,6 +353,10 @@ func (d *Decoder) finishStored() error {
 		e.Skipped = OtherKind
 	case len(e.Tokens) == 0:
 		e.BlockSize, e.Blind = 0, false // a tier update names blocks and nothing else
+	case e.HasLora && e.Lora == "":
+		e.Skipped = UnnamedAdapter
+	case storeOnly(e.Medium, d.grouped):
+		e.Skipped = StoreOnly
 	case e.BlockSize <= 0:
 		e.Skipped = BadBlockSize
 	case len(e.Tokens) != e.BlockSize*len(e.Hashes):

@@ -60,7 +60,7 @@ func (r *replayer) run(ctx context.Context, t Transport, slots chan struct{}, en
 	if !r.tell(ctx, replayMessage{kind: replayBegun}) {
 		return
 	}
-	s, err := t.DialReplay(ctx, endpoint, replayRequest(seq))
+	s, err := t.DialReplay(ctx, endpoint, ReplayRequest(seq))
 	if err != nil {
 		r.tell(ctx, replayMessage{kind: replayBroken, err: err})
 		return
@@ -80,10 +80,10 @@ func (r *replayer) run(ctx context.Context, t Transport, slots chan struct{}, en
 		}
 		m := replayMessage{kind: replayBatch}
 		var ok bool
-		switch m.seq, m.payload, ok = replayFrame(frames); {
+		switch m.seq, m.payload, ok = ReplayBatch(frames); {
 		case !ok:
 			m.kind = replayGarbage
-		case m.seq == endMarker:
+		case m.seq == EndMarker:
 			m.kind = replayMarker
 		}
 		if !r.tell(ctx, m) || m.kind == replayMarker {

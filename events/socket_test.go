@@ -80,7 +80,7 @@ func (e *engine) serveReplays() {
 				_ = e.router.Send(req[0], nil, []byte("topic"), binary.BigEndian.AppendUint64(nil, f.seq), f.payload)
 			}
 		}
-		_ = e.router.Send(req[0], nil, nil, binary.BigEndian.AppendUint64(nil, endMarker), nil)
+		_ = e.router.Send(req[0], nil, nil, binary.BigEndian.AppendUint64(nil, EndMarker), nil)
 	}
 }
 

@@ -200,8 +200,8 @@ func (s *subscriber) receive(ctx context.Context, stream Stream, to chan<- messa
 		if err != nil {
 			return fmt.Errorf("receive: %w", err)
 		}
-		seq, payload, ok := liveFrame(frames)
-		if !ok || seq == endMarker {
+		seq, payload, ok := LiveBatch(frames)
+		if !ok || seq == EndMarker {
 			s.m.frames[frameMalformed].Inc()
 			continue
 		}

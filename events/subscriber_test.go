@@ -121,7 +121,7 @@ func (e *fakeEngine) part(s *fakeStream, from uint64, n int, marker bool) {
 		}
 	}
 	if marker {
-		s.put(endMarker, nil)
+		s.put(EndMarker, nil)
 	}
 }
 

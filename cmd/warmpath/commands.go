@@ -23,6 +23,9 @@ usage: warmpath COMMAND [FLAGS]
   check         --config FILE   report everything wrong with a configuration
   envoy-config  --config FILE   print the Envoy bootstrap that goes with it
   explain       FILE            ask a running router what it would choose, and why
+  events        tcp://HOST:PORT show what an engine publishes, and record it
+  decode        FILE            print recorded events, one JSON object a line
+  replay        FILE            play a recording through the index and compare
   version                       print the version
   help                          print this
 
@@ -38,6 +41,9 @@ func commands() map[string]func(context.Context, process) int {
 		"check":        cmdCheck,
 		"envoy-config": cmdEnvoyConfig,
 		"explain":      cmdExplain,
+		"events":       cmdEvents,
+		"decode":       cmdDecode,
+		"replay":       cmdReplay,
 		"version":      cmdVersion,
 		"help":         cmdHelp,
 		"h":            cmdHelp, // of -h
