@@ -147,6 +147,9 @@ func TestNoTokenizerFailsARequest(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 3))
 	warm := []chat{{"system", words(r, 200)}, {"user", words(r, 20)}}
 	well := func(t *testing.T) {
+		t.Helper()
+		// A chat that nobody has seen is known to be cold only from its tokens.
+		eventually(t, "the tokenizer is asked again", func() bool { return send(t, s, []chat{{"user", words(r, 50)}}).reason() == "cold" })
 		eventually(t, "a warm chat is found again", func() bool { return send(t, s, warm).reason() == "prefix" })
 	}
 	send(t, s, warm)
