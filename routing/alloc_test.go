@@ -10,8 +10,9 @@ import (
 )
 
 // allocsPerDecision is what one warm decision may allocate: the promise and
-// its channel, the list of endpoints, the resolution.
-const allocsPerDecision = 4
+// its channel, the list of endpoints, the resolution; and what the index keeps
+// of the prediction.
+const allocsPerDecision = 4 + 2
 
 func TestRoute_AllocatesNoMoreThanStated(t *testing.T) {
 	w := newWorld(t, static(16), nil)

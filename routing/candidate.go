@@ -97,7 +97,8 @@ func (sc *scratch) merge(blockSize int, only []*pool.Endpoint) int {
 	best := 0
 	for i := range sc.candidates {
 		c := &sc.candidates[i]
-		if c.ranks > 0 && c.ranks == len(c.Endpoint.Publishers) {
+		// An endpoint without events has a single holder of predictions.
+		if c.ranks > 0 && c.ranks == max(1, len(c.Endpoint.Publishers)) {
 			c.MatchedTokens = max(c.MatchedTokens, int(c.blocks)*blockSize)
 			c.DeviceTokens = max(c.DeviceTokens, int(c.device)*blockSize)
 			c.ExpectedTokens = max(c.ExpectedTokens, c.MatchedTokens, int(c.expected)*blockSize)

@@ -40,6 +40,7 @@ type place struct {
 	expected int
 	// observe, which may be nil, is told about outcomes.
 	observe func(*pool.Endpoint, time.Time, pool.Outcome)
+	prediction
 }
 
 // release takes back what t holds on e. What is left of its prefill work
@@ -96,6 +97,7 @@ func (c *Context) SetTarget(t Target) bool {
 		return true
 	}
 	t.release(t.Endpoints[0], t.work)
+	t.drop(t.Endpoints[0])
 	return false
 }
 
@@ -151,6 +153,7 @@ func (c *Context) Served(e *pool.Endpoint) bool {
 	c.target.release(c.held, c.work)
 	e.State.Reserve(c.work)
 	e.State.AddContext(c.target.context)
+	c.target.move(c.held, e, c.Request.Arrived)
 	c.held = e
 	return true
 }
@@ -172,7 +175,11 @@ func (c *Context) Answered(status int, now time.Time) {
 			c.observe(e, now, pool.OutcomeFailure)
 		}
 	}
-	c.observe(c.held, now, pool.OutcomeOf(status))
+	outcome := pool.OutcomeOf(status)
+	c.observe(c.held, now, outcome)
+	if outcome != pool.OutcomeSuccess || status >= 400 {
+		c.target.drop(c.held) // nothing was computed
+	}
 	if !c.Request.Stream && c.held.State == c.target.Endpoints[0].State {
 		c.held.State.Dequeue(now, c.target.until, c.target.queued)
 		c.target.queued = 0
@@ -183,7 +190,11 @@ func (c *Context) Answered(status int, now time.Time) {
 // that it had been waiting since it arrived. A client may have lost patience,
 // or the endpoint hangs: several in a row cool it down.
 func (c *Context) Unanswered(now time.Time) {
-	if c.held != nil && now.Sub(c.Request.Arrived) >= patience {
+	if c.held == nil {
+		return
+	}
+	c.target.drop(c.held)
+	if now.Sub(c.Request.Arrived) >= patience {
 		c.observe(c.held, now, pool.OutcomeFault)
 	}
 }

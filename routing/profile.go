@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 
@@ -36,7 +37,6 @@ func (p *profileSet) names() []string { return slices.Sorted(maps.Keys(p.profile
 type annotatedProfiles struct {
 	snap   *pool.Snapshot
 	models map[string]*profileSet
-	faults []error
 }
 
 var noProfiles profileSet
@@ -50,7 +50,7 @@ func (a *annotatedProfiles) of(base string) *profileSet {
 
 // annotations returns the profiles of a snapshot. They are read once for each
 // snapshot and not for each request.
-func (st *settings) annotations(snap *pool.Snapshot) *annotatedProfiles {
+func (st *settings) annotations(snap *pool.Snapshot, log *slog.Logger) *annotatedProfiles {
 	if a := st.annotated.Load(); a != nil && a.snap == snap {
 		return a
 	}
@@ -69,7 +69,7 @@ func (st *settings) annotations(snap *pool.Snapshot) *annotatedProfiles {
 		}
 		set, err := readAnnotation(st.table, text)
 		if err != nil {
-			a.faults = append(a.faults, fmt.Errorf("endpoint %s: annotation %s: %w", e.Name, annotationConfig, err))
+			log.Error("an endpoint's annotation is not valid and is ignored", "endpoint", e.Name, "annotation", annotationConfig, "err", err)
 			continue
 		}
 		a.models[base] = set

@@ -35,6 +35,9 @@ type Router struct {
 	metrics   *metrics
 	logger    *slog.Logger
 	scratch   sync.Pool
+	// predictor and approximate are nil if the index cannot predict.
+	predictor   Predictor
+	approximate *approximate
 	// observer is observe, made a value once.
 	observer func(*pool.Endpoint, time.Time, pool.Outcome)
 
@@ -61,6 +64,10 @@ func New(cfg Config, p Pool, index Index, tokenizer Tokenizer, hasher kvindex.Ha
 	}
 	r.settings.Store(st)
 	r.observer = r.observe
+	r.predictor, _ = index.(Predictor)
+	if a, ok := index.(Approximator); ok && r.predictor != nil {
+		r.approximate = &approximate{index: a, writers: map[kvindex.EndpointID]*kvindex.Writer{}}
+	}
 	r.scratch.New = func() any { return &scratch{} }
 	return r, nil
 }
@@ -124,7 +131,8 @@ func (r *Router) Route(c *Context) {
 		r.fail(c, err)
 		return
 	}
-	t := r.selectAndReserve(st, c, sc, &p)
+	t, turn := r.selectAndReserve(st, c, sc, &p)
+	r.predict(sc, &t, turn)
 	r.debug(c, sc, &t, &p)
 	if c.SetTarget(t) {
 		r.metrics.decided(p.metricName(), t)
@@ -147,7 +155,7 @@ func (r *Router) prospect(ctx context.Context, st *settings, req *Request, sc *s
 		return prospect{}, err
 	}
 	p := prospect{adapter: scope.Adapter}
-	if p.choice, err = st.choose(req, snap, scope.Model); err != nil {
+	if p.choice, err = st.choose(req, snap, scope.Model, r.logger); err != nil {
 		return p, err
 	}
 	if err := sc.eligible(req, serving, leftOut); err != nil {
@@ -155,6 +163,9 @@ func (r *Router) prospect(ctx context.Context, st *settings, req *Request, sc *s
 	}
 	sc.chain, sc.chains = sc.chain[:0], sc.chains[:0]
 	if p.matches {
+		if r.approximate != nil {
+			r.approximate.follow(snap, req.Arrived)
+		}
 		p.reason, p.promptTokens, p.tokens = r.match(ctx, req, sc, scope, serving)
 	}
 	return p, nil

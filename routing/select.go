@@ -110,7 +110,7 @@ func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect) (Re
 		r.recent.expect(req.Arrived, sc)
 		sc.unindex()
 		reason = p.reason
-		if (reason == ReasonCold || reason == ReasonNoEvents) && sc.longest() > 0 {
+		if reason == ReasonCold && sc.longest() > 0 {
 			reason = ReasonPrefix
 		}
 		if p.blend != nil && (reason == ReasonPrefix || reason == ReasonCold || reason == ReasonShort) {
@@ -134,8 +134,9 @@ func (sc *scratch) longest() int {
 }
 
 // selectAndReserve picks the best candidate and counts the request on it, in
-// one step, and lists the next best behind it.
-func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *prospect) Target {
+// one step, and lists the next best behind it. It returns the decision's
+// number as well.
+func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *prospect) (Target, uint64) {
 	cands := sc.candidates
 	n := min(1+st.cfg.Fallbacks, len(cands))
 	endpoints := make([]*pool.Endpoint, n)
@@ -171,7 +172,7 @@ func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *pros
 		r.metrics.missing[p.metricName()].Inc()
 	}
 	r.log.record(st, sc, &t, p)
-	return t
+	return t, r.turn
 }
 
 // reserve counts the request on the winner.

@@ -2,6 +2,7 @@ package routing
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 
@@ -78,8 +79,8 @@ const (
 
 // choose returns the strategy of a request: a lock before the routing-strategy
 // header before a profile before the default.
-func (st *settings) choose(req *Request, snap *pool.Snapshot, base string) (choice, *Error) {
-	annotated := st.annotations(snap).of(base)
+func (st *settings) choose(req *Request, snap *pool.Snapshot, base string, log *slog.Logger) (choice, *Error) {
+	annotated := st.annotations(snap, log).of(base)
 	p, name, err := st.profileOf(req.Profile, annotated)
 	if err != nil {
 		return choice{}, err

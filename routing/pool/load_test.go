@@ -213,6 +213,32 @@ func TestPool_FollowsTheLoad(t *testing.T) {
 	}
 }
 
+// An engine that answered a moment ago and now does not is left before its
+// health probe says so.
+func TestPool_UnreachableMetricsCoolDown(t *testing.T) {
+	var hang atomic.Bool
+	release := make(chan struct{})
+	e := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/metrics" {
+			return
+		}
+		if hang.Load() {
+			<-release
+		}
+		_, _ = w.Write([]byte("vllm:num_requests_running 2\nvllm:num_requests_waiting 1\n"))
+	}))
+	defer e.Close()
+	defer close(release)
+	p := running(t, Spec{Name: "a", Address: strings.TrimPrefix(e.URL, "http://"), Models: []string{"m"}})
+	state := p.Snapshot().Endpoints[0].State
+	poll(t, func() bool { return state.Load() != nil })
+	if !state.CoolUntil().IsZero() {
+		t.Error("an endpoint that answers cools down")
+	}
+	hang.Store(true)
+	poll(t, func() bool { return !state.CoolUntil().IsZero() })
+}
+
 func TestState_Backlog(t *testing.T) {
 	var s State
 	now := time.Unix(100, 0)

@@ -51,7 +51,7 @@ func running(t *testing.T, specs ...Spec) *Pool {
 	cfg := DefaultConfig()
 	cfg.Health.Interval = 10 * time.Millisecond
 	cfg.Health.Timeout = 5 * time.Second
-	cfg.Load.Interval, cfg.Load.Timeout = 40*time.Millisecond, 5*time.Second
+	cfg.Load.Interval, cfg.Load.Timeout = 40*time.Millisecond, time.Second
 	cfg.Static.Endpoints = specs
 	client := &http.Client{Transport: &http.Transport{}}
 	p := New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), client, rand.New(rand.NewPCG(1, 1)))

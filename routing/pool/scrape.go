@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -51,6 +52,7 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 	var before, now sample
 	var known bool
 	failures, told := 0, true
+	same := strings.HasPrefix(url, "http://"+m.spec.Address+"/")
 	for {
 		select {
 		case <-ctx.Done():
@@ -64,6 +66,12 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 		interval := p.cfg.Load.Interval
 		if err != nil {
 			p.metrics.loadFailures[fault].Inc()
+			if known && fault == faultUnreachable && same {
+				// The engine answered a moment ago and now does not: it hangs or is
+				// gone, which this notices sooner than the next health probe of a
+				// busy engine.
+				m.state.Observe(time.Now(), OutcomeFailure)
+			}
 			if told {
 				p.log.Warn("an engine's load cannot be read; strategies that need it do without", "endpoint", m.spec.Name, "err", err)
 			}
