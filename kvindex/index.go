@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -66,33 +67,41 @@ type Stored struct {
 	Group    uint8
 }
 
-// Match is how much of a chain one publisher holds, in blocks from the
-// chain's start without a gap.
-type Match struct {
-	Publisher
-	Trust Trust
-	// Device counts blocks held on the device tier, Confirmed those held on any
-	// tier, Predicted those held or expected from requests in flight.
-	Device, Confirmed, Predicted uint32
-}
-
 // Config bounds an Index.
 type Config struct {
-	// MaxBlocks bounds the held blocks of all publishers together; 0 means the
-	// default.
+	// MaxBlocks bounds the held blocks of all publishers together, a block
+	// once per tier and cache group; 0 means the default. Beyond it the coldest
+	// segments are dropped and their publishers become incomplete.
 	MaxBlocks int `yaml:"max_blocks"`
+	// PredictionTTL is how long a predicted block is expected without being
+	// confirmed; 0 means the default.
+	PredictionTTL time.Duration `yaml:"prediction_ttl"`
 }
 
 // DefaultMaxBlocks is the bound where none is configured: enough for 64
 // endpoints of a million tokens each at 16 tokens a block.
 const DefaultMaxBlocks = 4 << 20
 
+// DefaultPredictionTTL is longer than a prefill of a long context takes.
+const DefaultPredictionTTL = 30 * time.Second
+
+// maxMaxBlocks keeps the worst case, every block in a segment of its own and
+// some remembered besides, within the address space.
+const maxMaxBlocks = maxSegments - 2<<20
+
 // Validate reports every fault of c.
 func (c Config) Validate() error {
+	var errs []error
 	if c.MaxBlocks < 0 {
-		return fmt.Errorf("max_blocks: %d is negative; use 0 for the default of %d", c.MaxBlocks, DefaultMaxBlocks)
+		errs = append(errs, fmt.Errorf("max_blocks: %d is negative; use 0 for the default of %d", c.MaxBlocks, DefaultMaxBlocks))
 	}
-	return nil
+	if c.MaxBlocks > maxMaxBlocks {
+		errs = append(errs, fmt.Errorf("max_blocks: %d is above the largest possible %d", c.MaxBlocks, maxMaxBlocks))
+	}
+	if c.PredictionTTL < 0 {
+		errs = append(errs, fmt.Errorf("prediction_ttl: %v is negative; use 0 for the default of %v", c.PredictionTTL, DefaultPredictionTTL))
+	}
+	return errors.Join(errs...)
 }
 
 // ErrPublisherOpen is returned by [Index.Open] for an id that already has a
@@ -101,10 +110,49 @@ var ErrPublisherOpen = errors.New("kvindex: publisher is open")
 
 // Index tells which publishers hold how long a prefix of a chain. All methods
 // are safe for concurrent use; each [Writer] belongs to one goroutine.
+// [Index.Match] takes no lock.
 type Index struct {
-	mu         sync.RWMutex
-	holders    map[BlockHash][]*Writer
+	slab slab
+	// segs finds a segment by its first block's chain hash. Readers load the
+	// table at each look-up.
+	segs     atomic.Pointer[table]
+	mapping  sync.Mutex   // for changes of segs; innermost but for slab.mu
+	segments atomic.Int64 // in segs
+	shared   sharedNames
+	// cleared counts the generations ended. A match whose count did not change
+	// saw no publisher cleared, closed or replaced.
+	cleared atomic.Uint64
+	// stored counts blocks stored, coarsely; the age of segments is a part of
+	// it.
+	stored atomic.Uint64
+	held   atomic.Int64 // mask bits of all publishers
+	max    int64
+	ttl    time.Duration
+	// remember is how many removed blocks a publisher may still name.
+	remember int
+	pool     *sync.Pool // of *scratch; apart, for the runtime keeps pools alive longer
+
+	// world is held for reading by every call that writes to segments and for
+	// writing where all of them must stand still: growth of a table, eviction,
+	// statistics, a dump. Before mu.
+	world sync.RWMutex
+	// locks guard segments by id: everything in a head and its extents. roots
+	// guard the creation of first blocks by their hash. One is held at a time,
+	// but for a segment's while its child is created and mapped.
+	locks [1024]paddedMutex
+	roots [64]paddedMutex
+
+	// mu guards what follows.
+	mu         sync.Mutex
 	publishers map[PublisherID]*Writer
+	endpoints  map[EndpointID]*expected
+	records    records
+}
+
+// paddedMutex keeps neighbours off one cache line.
+type paddedMutex struct {
+	sync.Mutex
+	_ [56]byte
 }
 
 // New returns an empty index.
@@ -112,7 +160,21 @@ func New(cfg Config) (*Index, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Index{holders: map[BlockHash][]*Writer{}, publishers: map[PublisherID]*Writer{}}, nil
+	ix := &Index{
+		max: int64(cfg.MaxBlocks), ttl: cfg.PredictionTTL, remember: remembered,
+		publishers: map[PublisherID]*Writer{}, endpoints: map[EndpointID]*expected{},
+	}
+	if ix.max == 0 {
+		ix.max = DefaultMaxBlocks
+	}
+	if ix.ttl == 0 {
+		ix.ttl = DefaultPredictionTTL
+	}
+	ix.pool = &sync.Pool{New: func() any { return new(scratch) }}
+	ix.slab.init()
+	ix.shared.init()
+	ix.segs.Store(newTable(64))
+	return ix, nil
 }
 
 // Open returns the Writer of a publisher, which starts empty and silent. The
@@ -124,38 +186,112 @@ func (ix *Index) Open(p Publisher) (*Writer, error) {
 		return nil, fmt.Errorf("%w: id %d", ErrPublisherOpen, p.ID)
 	}
 	w := &Writer{ix: ix, pub: p}
-	w.reset()
+	w.slot, w.rec = ix.records.open(p)
+	w.key = makeKey(w.slot, kindBase)
 	ix.publishers[p.ID] = w
+	ix.join(w)
 	return w, nil
 }
 
-// Match appends to dst one Match for every publisher that holds at least the
-// first block of chain and that want accepts (nil accepts all), and returns
-// the extended slice. It stops at the first block that nobody holds.
-func (ix *Index) Match(dst []Match, chain []BlockHash, now time.Time, want func(Publisher) bool) []Match {
-	if len(chain) == 0 {
-		return dst
-	}
-	ix.mu.RLock()
-	defer ix.mu.RUnlock()
-	for _, w := range ix.holders[chain[0]] {
-		if want != nil && !want(w.pub) {
-			continue
+// closeSlot frees a cleared publisher's id and slot.
+func (ix *Index) closeSlot(w *Writer) {
+	ix.world.RLock()
+	defer ix.world.RUnlock()
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	delete(ix.publishers, w.pub.ID)
+	ix.leave(w)
+	ix.records.free = append(ix.records.free, w.slot)
+}
+
+func (ix *Index) lock(id uint32) *sync.Mutex { return &ix.locks[id%uint32(len(ix.locks))].Mutex }
+
+// age is the present epoch of segments: 1/64 of the bound stored is one step.
+func (ix *Index) age() uint16 { return uint16(ix.stored.Load() * 64 / uint64(ix.max)) }
+
+// find returns the segment that starts with a block and its version, 0 if
+// there is none. It takes no lock.
+func (ix *Index) find(first BlockHash) (id uint32, version uint64) {
+	t := ix.segs.Load()
+	chain := [1]BlockHash{first}
+	var c cursor
+	for {
+		id := t.find(tagOf(uint64(first)), &c)
+		if id == 0 {
+			return 0, 0
 		}
-		m := Match{Publisher: w.pub, Trust: w.trust}
-		device := true
-		for _, b := range chain {
-			held := w.blocks[b]
-			if !held.any() {
-				break
+		h := ix.slab.head(id)
+		for {
+			v := atomic.LoadUint64(&h[hVersion])
+			n := ix.common(h, chain[:])
+			if atomic.LoadUint64(&h[hVersion]) != v {
+				continue
 			}
-			m.Confirmed++
-			if device = device && held.on(TierDevice); device {
-				m.Device++
+			if n > 0 {
+				return id, v
 			}
+			break
 		}
-		m.Predicted = m.Confirmed
-		dst = append(dst, m)
 	}
-	return dst
+}
+
+// mapped says whether a segment starts with a block. Tags almost always tell.
+func (ix *Index) mapped(first BlockHash) bool {
+	if ix.segs.Load().absent(tagOf(uint64(first))) {
+		return false
+	}
+	id, _ := ix.find(first)
+	return id != 0
+}
+
+// rootSegment finds or makes the segment of a chain's first block.
+func (ix *Index) rootSegment(first, root BlockHash, room int) (id uint32, version uint64) {
+	mu := &ix.roots[uint64(first)%uint64(len(ix.roots))]
+	mu.Lock()
+	defer mu.Unlock()
+	return ix.segment(first, root, room)
+}
+
+// segment finds or makes the segment of a block. The caller holds the lock of
+// the block's parent's segment, or that of its root: a block is made under no
+// other, so it exists once.
+func (ix *Index) segment(first, before BlockHash, room int) (id uint32, version uint64) {
+	if id, version = ix.find(first); id != 0 {
+		return id, version
+	}
+	id = ix.newSegment(first, before, room)
+	ix.mapping.Lock()
+	t := ix.segs.Load()
+	for t.full() || !t.insert(tagOf(uint64(first)), id) {
+		used := t.used.Load()
+		t = t.grown()
+		t.used.Store(used)
+		ix.segs.Store(t)
+	}
+	t.used.Add(1)
+	ix.mapping.Unlock()
+	ix.segments.Add(1)
+	return id, ix.slab.head(id)[hVersion]
+}
+
+// unmap takes a locked segment out of the map.
+func (ix *Index) unmap(first BlockHash, id uint32) {
+	ix.mapping.Lock()
+	if t := ix.segs.Load(); t.remove(tagOf(uint64(first)), id) {
+		t.used.Add(-1)
+	}
+	ix.mapping.Unlock()
+}
+
+// maintain does what a write asked for and could not do beside other writers.
+// The caller holds no lock.
+func (ix *Index) maintain() {
+	if ix.shared.wanting.Load() {
+		ix.world.Lock()
+		ix.shared.grow()
+		ix.world.Unlock()
+	}
+	if ix.held.Load() > ix.max {
+		ix.evict()
+	}
 }

@@ -1,151 +1,502 @@
 package kvindex
 
+import (
+	"math/bits"
+	"slices"
+	"sync/atomic"
+)
+
 // Writer is one publisher's hand on the index. It is not safe for concurrent
-// use: one goroutine owns it, and that order is the publisher's history.
+// use: one goroutine owns it, and the order of its calls is the publisher's
+// history. Writers of different publishers run side by side.
 type Writer struct {
-	ix    *Index
-	pub   Publisher
-	trust Trust
-	// names maps what the engine calls a block to the block. A name outlives
-	// its removal, because a child may name a parent removed just before it; it
-	// then denotes but does not hold.
-	names  map[EngineHash]BlockHash
-	held   map[copyKey]struct{}
-	blocks map[BlockHash]tierCounts
+	ix   *Index
+	pub  Publisher
+	slot uint32
+	rec  *record
+	key  key // of the base entry
+
+	// groups are the cache groups announced since the last clear; a kind's
+	// group index points here.
+	groups []uint8
+	// segs lists the segments where the publisher has entries; with repeats
+	// and some where it no longer has one.
+	segs []uint32
+	// last is the block that the latest call ended at, 0 for none.
+	last uint32
+	own  ownNames
+	// several lists the names of the blocks that the publisher gave more than
+	// one name. For these every copy is counted in copies; for a block with
+	// one name copies has only what goes beyond the first.
+	several map[uint32][]EngineHash
+	copies  map[copyKey]uint8
+	orphans orphanage
+	recent  recent
+	counts  counters
+	// pairs is the number of mask bits the publisher has set.
+	pairs int
+	// stored counts blocks not yet added to the index's count.
+	stored int
 }
 
-// copyKey is one announced and not yet removed copy.
+// storedStep is how many stored blocks a Writer counts by itself: less traffic
+// on the line that gives segments their age.
+const storedStep = 256
+
+// copyKey is a name's copies of one kind.
 type copyKey struct {
-	name  EngineHash
-	tier  Tier
-	group uint8
+	name EngineHash
+	kind key
 }
 
-// tierCounts counts the names that hold a block on each tier.
-type tierCounts [NumTiers]uint16
-
-func (c tierCounts) any() bool      { return c != tierCounts{} }
-func (c tierCounts) on(t Tier) bool { return c[t] > 0 }
-
-func (w *Writer) reset() {
-	w.names = map[EngineHash]BlockHash{}
-	w.held = map[copyKey]struct{}{}
-	w.blocks = map[BlockHash]tierCounts{}
+// counters are what a Writer reports in [PublisherStats].
+type counters struct {
+	forwarded, suppressed, unknown, parked, dropped uint64
 }
 
 // Publisher returns whom the Writer speaks for.
 func (w *Writer) Publisher() Publisher { return w.pub }
 
+// SetTrust records how far the publisher's state can be believed.
+func (w *Writer) SetTrust(t Trust) { w.rec.setTrust(t) }
+
+// maxGroups is how many cache groups of a publisher are kept apart; stores of
+// further ones are not placed.
+const maxGroups = 8
+
+// kind returns the entry kind of a tier and group.
+func (w *Writer) kind(t Tier, group uint8, announce bool) (key, bool) {
+	for i, g := range w.groups {
+		if g == group {
+			return key(i<<2) | key(t&3), true
+		}
+	}
+	if !announce || len(w.groups) == maxGroups {
+		return 0, false
+	}
+	w.groups = append(w.groups, group)
+	w.rec.setGroups(len(w.groups))
+	return key((len(w.groups)-1)<<2) | key(t&3), true
+}
+
 // Store records the blocks of s. It reports how many of them could not be
-// placed because their parent, or for a tier update the name itself, is
-// unknown.
+// placed at once: their parent is unknown, or, for a tier update, the name
+// itself. Blocks of an unknown parent are parked and placed when it arrives,
+// unless there are too many, which makes the publisher incomplete.
 func (w *Writer) Store(s Stored) (unplaced int) {
-	w.ix.mu.Lock()
-	defer w.ix.mu.Unlock()
+	w.ix.world.RLock()
+	before := w.pairs
+	unplaced = w.store(&s)
+	w.ix.held.Add(int64(w.pairs - before))
+	w.ix.world.RUnlock()
+	if w.stored += len(s.Names); w.stored >= storedStep {
+		w.ix.stored.Add(uint64(w.stored))
+		w.stored = 0
+	}
+	w.ix.maintain()
+	return unplaced
+}
+
+func (w *Writer) store(s *Stored) (unplaced int) {
+	kind, ok := w.kind(s.Tier, s.Group, true)
+	if !ok {
+		w.counts.dropped += uint64(len(s.Names))
+		return len(s.Names)
+	}
 	if len(s.Contents) == 0 {
-		for _, n := range s.Names {
-			if b, ok := w.names[n]; ok {
-				w.hold(n, b, s.Tier, s.Group)
-			} else {
-				unplaced++
-			}
-		}
-		return unplaced
+		return w.update(s.Names, kind)
 	}
-	at := s.Root
+	n := min(len(s.Names), len(s.Contents))
+	b := batch{names: s.Names[:n], contents: s.Contents[:n], kind: kind, at: s.Root, hold: true}
+	parent := uint32(0)
 	if s.HasParent {
-		p, ok := w.names[s.Parent]
-		if !ok {
-			return len(s.Names)
+		if parent = w.locate(s.Parent); parent == 0 {
+			return w.park(s.Parent, &b)
 		}
-		at = p
 	}
-	for i, n := range s.Names {
-		at = Mix(at, s.Contents[i])
-		w.names[n] = at
-		w.hold(n, at, s.Tier, s.Group)
+	w.extend(parent, &b)
+	if w.orphans.any() {
+		w.attach(&b)
 	}
 	return 0
 }
 
-func (w *Writer) hold(n EngineHash, b BlockHash, t Tier, g uint8) {
-	k := copyKey{n, t, g}
-	if _, dup := w.held[k]; dup {
-		return
+// batch is a run of blocks to place one behind the other.
+type batch struct {
+	names    []EngineHash
+	contents []ContentHash
+	kind     key
+	hold     bool // false: announce the names only
+	i        int  // the next block
+	at       BlockHash
+}
+
+// extend places a batch behind a block that the publisher announced, or
+// behind the root b.at where parent is 0. The parent stays where it is: only
+// this publisher can take back that it announced it.
+func (w *Writer) extend(parent uint32, b *batch) {
+	ix := w.ix
+	id, off, version := after(parent)
+	for {
+		if id == 0 {
+			id, version = ix.rootSegment(Mix(b.at, b.contents[b.i]), b.at, len(b.names)-b.i)
+		}
+		yield(gapFound)
+		h := ix.slab.head(id)
+		mu := ix.lock(id)
+		mu.Lock()
+		if off == 0 && h[hVersion] != version {
+			mu.Unlock() // taken apart since it was found
+			id, off, version = after(parent)
+			continue
+		}
+		if off > 0 {
+			b.at = BlockHash(ix.hashes(span(h[hSpan]))[off-1])
+		}
+		placed := b.i
+		ok := w.fill(id, h, off, b)
+		if b.i > placed {
+			parent = w.last
+		}
+		if !ok || b.i == len(b.names) {
+			mu.Unlock()
+			if ok {
+				return
+			}
+			w.disown(b.names[b.i])
+			id, off, version = after(parent)
+			continue
+		}
+		id, version = ix.segment(Mix(b.at, b.contents[b.i]), b.at, len(b.names)-b.i)
+		off = 0
+		mu.Unlock()
+		yield(gapFound)
 	}
-	w.held[k] = struct{}{}
-	c := w.blocks[b]
-	if !c.any() {
-		w.ix.holders[b] = append(w.ix.holders[b], w)
+}
+
+// after returns where the block behind parent would be.
+func after(parent uint32) (id uint32, off int, version uint64) {
+	if parent == 0 {
+		return 0, 0, 0
 	}
-	c[t]++
-	w.blocks[b] = c
+	return refSegment(parent), refOffset(parent) + 1, 0
+}
+
+// filling is the state of one fill: bits that wait to be written at once.
+type filling struct {
+	base, held         entry
+	s                  span
+	hashes, names      []uint64
+	own                uint64 // blocks for which the publisher has names of its own
+	named, holds, grew uint64
+}
+
+// open looks up what a fill writes to; again after anything moved.
+func (w *Writer) open(id uint32, h *head, kind key, f *filling) {
+	ix := w.ix
+	var ok bool
+	if f.base, ok = ix.entry(h, w.key); !ok {
+		f.base = ix.addEntry(h, w.key)
+	}
+	if *f.base.held|*f.base.second == 0 {
+		w.list(id) // new here, or away for so long that it was tidied up
+	}
+	f.held = f.base
+	if kind != kindBase {
+		if f.held, ok = ix.entry(h, w.key|kind); !ok {
+			f.held = ix.addEntry(h, w.key|kind)
+			f.base, _ = ix.entry(h, w.key) // it may have moved
+		}
+	}
+	f.own = 0
+	if w.own.n > 0 {
+		if own, ok := ix.entry(h, w.key|kindOwn); ok {
+			f.own = *own.second
+		}
+	}
+	f.s = span(h[hSpan])
+	f.hashes, f.names = ix.hashes(f.s), ix.names(f.s)
+}
+
+// flush writes what a fill gathered: blocks before the length that admits
+// them, and that before the masks.
+func (w *Writer) flush(id uint32, h *head, b *batch, f *filling) {
+	if f.grew != 0 {
+		f.grew = 0
+		store(&h[hLast], f.hashes[f.s.len()-1])
+		atomic.StoreUint64(&h[hSpan], uint64(f.s.withAge(w.ix.age())))
+	}
+	if f.named != 0 {
+		store(f.base.second, *f.base.second|f.named)
+		if !b.hold {
+			w.recent.add(id, f.named)
+		}
+		f.named = 0
+	}
+	if more := f.holds &^ *f.held.held; more != 0 {
+		store(f.held.held, *f.held.held|more)
+		w.pairs += bits.OnesCount64(more)
+	}
+	f.holds = 0
+}
+
+// fill places as many blocks of the batch as belong into the locked segment
+// from offset off on. It stops early, with false, at a block whose name the
+// publisher uses for another block.
+func (w *Writer) fill(id uint32, h *head, off int, b *batch) (ok bool) {
+	ix := w.ix
+	var f filling
+	w.open(id, h, b.kind, &f)
+	if off == 0 && h[hParent] == 0 {
+		h[hParent] = uint64(b.at) // a prediction made it
+	}
+	// The cache misses of all blocks at once: each would cost as much as the
+	// rest of its work.
+	room := min(segmentBlocks-off, len(b.names)-b.i)
+	var hashes, chain [segmentBlocks]uint64
+	at, segs := b.at, ix.segs.Load()
+	for i, n := range b.names[b.i : b.i+room] {
+		hashes[i] = hashName(n)
+	}
+	for _, x := range hashes[:room] {
+		ix.shared.touch(x)
+	}
+	for i, c := range b.contents[b.i : b.i+room] {
+		at = Mix(at, c)
+		chain[i] = uint64(at)
+	}
+	for _, x := range chain[:room] {
+		segs.touch(tagOf(x))
+	}
+	first := b.i
+	for ; b.i < first+room; b.i++ {
+		name, bit := b.names[b.i], uint64(1)<<off
+		next := BlockHash(chain[b.i-first])
+		if off < f.s.len() {
+			if f.hashes[off] != uint64(next) {
+				break
+			}
+		} else {
+			if ix.mapped(next) {
+				break // a child made before this segment got here, or again
+			}
+			if off >= f.s.cap() {
+				w.flush(id, h, b, &f)
+				f.s = ix.room(h, min(segmentBlocks, off+first+room-b.i))
+				f.hashes, f.names = ix.hashes(f.s), ix.names(f.s)
+			}
+			store(&f.hashes[off], uint64(next))
+			store(&f.names[off], 0)
+			f.s = f.s.withLen(off + 1)
+			f.grew |= bit
+		}
+		mine := (*f.base.second | f.named) & bit
+		plain := mine == 0 && f.own&bit == 0 && (w.own.n == 0 || w.own.get(name) == 0)
+		switch {
+		case plain && f.names[off] == 0 && ix.share(name, hashes[b.i-first], makeRef(id, off), &f.names[off]),
+			plain && f.names[off] == uint64(name) && name != 0,
+			mine != 0 && f.names[off] == uint64(name) && b.kind.tier() == TierDevice && w.several == nil:
+			f.named |= bit
+			if b.hold {
+				f.holds |= bit
+			}
+		default:
+			w.flush(id, h, b, &f)
+			if !w.announce(id, h, off, name, hashes[b.i-first], b) {
+				return false
+			}
+			w.open(id, h, b.kind, &f)
+		}
+		w.last = makeRef(id, off)
+		b.at = next
+		off++
+	}
+	w.flush(id, h, b, &f)
+	return true
+}
+
+// list notes that the publisher has an entry in a segment.
+func (w *Writer) list(id uint32) {
+	if len(w.segs) == cap(w.segs) && len(w.segs) >= 64 {
+		w.tidySegments()
+	}
+	w.segs = append(w.segs, id)
+}
+
+// tidySegments drops repeats and segments that are gone, so that the list
+// does not grow for ever. A segment given to another chain may stay; whoever
+// uses the list looks for the entry.
+func (w *Writer) tidySegments() {
+	slices.Sort(w.segs)
+	w.segs = slices.Compact(w.segs)
+	w.segs = slices.DeleteFunc(w.segs, func(id uint32) bool { return !w.ix.hasHolder(id, w.slot) })
+}
+
+// update records that blocks known by name now also exist as this kind.
+func (w *Writer) update(names []EngineHash, kind key) (unplaced int) {
+	for _, name := range names {
+		if w.orphans.hold(name, kind) {
+			continue
+		}
+		ref := w.locate(name)
+		if ref == 0 {
+			unplaced++
+			continue
+		}
+		id := refSegment(ref)
+		mu := w.ix.lock(id)
+		mu.Lock()
+		w.hold(w.ix.slab.head(id), refOffset(ref), ref, name, kind)
+		mu.Unlock()
+		w.last = ref
+	}
+	return unplaced
 }
 
 // Remove records that the publisher no longer holds the named blocks on a
 // tier, and reports how many of them it did not hold.
 func (w *Writer) Remove(names []EngineHash, t Tier, g uint8) (unknown int) {
-	w.ix.mu.Lock()
-	defer w.ix.mu.Unlock()
-	for _, n := range names {
-		k := copyKey{n, t, g}
-		if _, ok := w.held[k]; !ok {
-			unknown++
-			continue
-		}
-		delete(w.held, k)
-		b := w.names[n]
-		c := w.blocks[b]
-		c[t]--
-		if c.any() {
-			w.blocks[b] = c
-			continue
-		}
-		w.drop(b)
+	w.ix.world.RLock()
+	defer w.ix.world.RUnlock()
+	kind, ok := w.kind(t, g, false)
+	if !ok {
+		w.counts.unknown += uint64(len(names))
+		return len(names)
 	}
+	before := w.pairs
+	for i := 0; i < len(names); {
+		if done, known := w.orphans.remove(names[i], kind); done {
+			if !known {
+				unknown++
+			}
+			i++
+			continue
+		}
+		ref := w.locate(names[i])
+		if ref == 0 {
+			unknown++
+			i++
+			continue
+		}
+		n, miss := w.take(ref, names[i:], kind)
+		i += n
+		unknown += miss
+	}
+	w.counts.unknown += uint64(unknown)
+	w.ix.held.Add(int64(w.pairs - before))
+	w.forget(w.ix.remember)
 	return unknown
 }
 
-func (w *Writer) drop(b BlockHash) {
-	delete(w.blocks, b)
-	hs := w.ix.holders[b]
-	for i, h := range hs {
-		if h != w {
-			continue
+// take removes the first name, which denotes ref, and every further name that
+// stands for a neighbour of the block before it in the same segment: engines
+// remove leaf first. It returns how many names it dealt with and how many of
+// them were not held.
+func (w *Writer) take(ref uint32, names []EngineHash, kind key) (n, miss int) {
+	ix := w.ix
+	id, off := refSegment(ref), refOffset(ref)
+	h := ix.slab.head(id)
+	mu := ix.lock(id)
+	mu.Lock()
+	defer mu.Unlock()
+	w.last = ref
+	base, hasBase := ix.entry(h, w.key)
+	if !hasBase || w.several != nil || len(w.copies) > 0 || *base.second>>off&1 == 0 {
+		return 1, w.takeOne(id, h, off, names[0], kind)
+	}
+	e, ok := ix.entry(h, w.key|kind)
+	if !ok {
+		return 1, 1
+	}
+	s := span(h[hSpan])
+	slots := ix.names(s)[:s.len()]
+	var gone uint64
+	for {
+		if bit := uint64(1) << off; *e.held&^gone&bit != 0 {
+			gone |= bit
+		} else {
+			miss++
 		}
-		hs[i] = hs[len(hs)-1]
-		hs = hs[:len(hs)-1]
-		break
+		n++
+		if n == len(names) || w.orphans.any() {
+			break
+		}
+		next := off - 1
+		if next < 0 || slots[next] != uint64(names[n]) {
+			next = off + 1
+		}
+		if next >= len(slots) || slots[next] != uint64(names[n]) || *base.second>>next&1 == 0 {
+			break
+		}
+		off = next
 	}
-	if len(hs) == 0 {
-		delete(w.ix.holders, b)
-		return
+	w.last = makeRef(id, off)
+	store(e.held, *e.held&^gone)
+	c := bits.OnesCount64(gone)
+	w.pairs -= c
+	w.counts.forwarded += uint64(c)
+	if rest := gone &^ w.heldAny(h); rest != 0 {
+		w.recent.add(id, rest)
 	}
-	w.ix.holders[b] = hs
+	return n, miss
 }
 
-// Clear forgets everything that the publisher holds, names included.
-func (w *Writer) Clear() {
-	w.ix.mu.Lock()
-	defer w.ix.mu.Unlock()
-	for b := range w.blocks {
-		w.drop(b)
+// takeOne removes one name in the longer way.
+func (w *Writer) takeOne(id uint32, h *head, off int, name EngineHash, kind key) (miss int) {
+	ref, bit := makeRef(id, off), uint64(1)<<off
+	known, still := w.unhold(h, off, ref, name, kind)
+	switch {
+	case !known:
+		return 1
+	case still:
+		w.counts.suppressed++
+	default:
+		w.counts.forwarded++
 	}
+	if w.own.get(name) == ref {
+		w.recent.addName(name)
+	}
+	if w.heldAny(h)&bit == 0 {
+		w.recent.add(id, bit)
+	}
+	return 0
+}
+
+// Clear forgets everything that the publisher holds or waits for, names
+// included.
+func (w *Writer) Clear() {
+	w.ix.world.RLock()
+	defer w.ix.world.RUnlock()
+	w.clear()
+}
+
+func (w *Writer) clear() {
+	ix := w.ix
+	for _, id := range w.segs {
+		mu := ix.lock(id)
+		mu.Lock()
+		ix.strike(id, ix.slab.head(id), w.slot)
+		mu.Unlock()
+	}
+	yield(gapCleared)
+	w.rec.nextGeneration()
+	ix.cleared.Add(1)
 	w.reset()
 }
 
-// SetTrust records how far the publisher's state can be believed.
-func (w *Writer) SetTrust(t Trust) {
-	w.ix.mu.Lock()
-	defer w.ix.mu.Unlock()
-	w.trust = t
+// reset empties what the Writer keeps for itself.
+func (w *Writer) reset() {
+	w.groups, w.segs, w.last = w.groups[:0], nil, 0
+	w.rec.setGroups(0)
+	w.ix.held.Add(int64(-w.pairs))
+	w.own, w.several, w.copies = ownNames{}, nil, nil
+	w.orphans, w.recent = orphanage{}, recent{}
+	w.pairs = 0
 }
 
 // Close clears the publisher's state and frees its id. The Writer must not be
 // used afterwards.
 func (w *Writer) Close() {
 	w.Clear()
-	w.ix.mu.Lock()
-	defer w.ix.mu.Unlock()
-	delete(w.ix.publishers, w.pub.ID)
+	w.ix.closeSlot(w)
 }

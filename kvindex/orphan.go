@@ -1,0 +1,137 @@
+package kvindex
+
+// maxOrphans bounds the parked blocks of one publisher: 8 chains of 8k blocks
+// would be enough to hear of a long context behind a lost batch.
+const maxOrphans = 1 << 14
+
+// orphanage keeps the blocks whose parent the publisher never announced, by
+// name, until the parent arrives. They are never matched.
+type orphanage struct {
+	parked map[EngineHash]orphan
+	// waiting lists the blocks parked behind a name; some may have been taken
+	// or parked elsewhere since.
+	waiting map[EngineHash][]EngineHash
+	queued  int // names in waiting
+}
+
+// orphan is a parked block.
+type orphan struct {
+	parent  EngineHash
+	content ContentHash
+	held    uint32 // a bit per kind
+}
+
+func (o *orphanage) any() bool { return len(o.parked) > 0 }
+
+// hold adds a copy to a parked block.
+func (o *orphanage) hold(name EngineHash, kind key) bool {
+	if len(o.parked) == 0 {
+		return false
+	}
+	p, ok := o.parked[name]
+	if ok {
+		p.held |= 1 << kind
+		o.parked[name] = p
+	}
+	return ok
+}
+
+// remove takes a copy from a parked block; the block stays, for children may
+// wait for its place in the chain.
+func (o *orphanage) remove(name EngineHash, kind key) (parked, known bool) {
+	if len(o.parked) == 0 {
+		return false, false
+	}
+	p, ok := o.parked[name]
+	if !ok {
+		return false, false
+	}
+	known = p.held>>kind&1 == 1
+	p.held &^= 1 << kind
+	o.parked[name] = p
+	return true, known
+}
+
+func (o *orphanage) put(name EngineHash, p orphan) bool {
+	if o.queued >= maxOrphans {
+		return false
+	}
+	if o.parked == nil {
+		o.parked, o.waiting = map[EngineHash]orphan{}, map[EngineHash][]EngineHash{}
+	}
+	if old, ok := o.parked[name]; ok && old.parent == p.parent && old.content == p.content {
+		p.held |= old.held
+		o.parked[name] = p
+		return true
+	}
+	o.parked[name] = p
+	o.waiting[p.parent] = append(o.waiting[p.parent], name)
+	o.queued++
+	return true
+}
+
+// park keeps a batch for the arrival of its parent. A name that denoted a
+// placed block no longer does: where it stands now is not known.
+func (w *Writer) park(parent EngineHash, b *batch) (unplaced int) {
+	for i, name := range b.names {
+		w.disown(name)
+		if !w.orphans.put(name, orphan{parent, b.contents[i], 1 << b.kind}) {
+			w.counts.dropped += uint64(len(b.names) - i)
+			w.rec.lower(TrustIncomplete)
+			break
+		}
+		w.counts.parked++
+		parent = name
+	}
+	return len(b.names)
+}
+
+// attach places the blocks parked behind names just announced, and those
+// behind them.
+func (w *Writer) attach(b *batch) {
+	o, names := &w.orphans, b.names
+	for i, n := range names { // placed by the store itself
+		p, ok := o.parked[n]
+		if !ok {
+			continue
+		}
+		delete(o.parked, n)
+		if ref := w.locate(n); ref != 0 && p.content == b.contents[i] {
+			for kind := key(0); p.held>>kind != 0; kind++ {
+				if p.held>>kind&1 == 1 && kind != b.kind {
+					w.update(names[i:i+1], kind)
+				}
+			}
+		}
+	}
+	for queue := append([]EngineHash(nil), names...); len(queue) > 0; {
+		parent := queue[0]
+		queue = queue[1:]
+		kids := o.waiting[parent]
+		if kids == nil {
+			continue
+		}
+		at := w.locate(parent)
+		if at == 0 {
+			continue // its name went to another block of the same store
+		}
+		delete(o.waiting, parent)
+		o.queued -= len(kids)
+		for _, kid := range kids {
+			p, ok := o.parked[kid]
+			if !ok || p.parent != parent {
+				continue
+			}
+			delete(o.parked, kid)
+			for kind, held := key(0), p.held; kind == 0 || held>>kind != 0; kind++ {
+				if kind == 0 || held>>kind&1 == 1 {
+					w.extend(at, &batch{names: []EngineHash{kid}, contents: []ContentHash{p.content}, kind: kind, hold: held>>kind&1 == 1})
+				}
+			}
+			queue = append(queue, kid)
+		}
+	}
+	if len(o.parked) == 0 {
+		*o = orphanage{}
+	}
+}

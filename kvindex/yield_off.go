@@ -1,0 +1,20 @@
+//go:build !kvyield
+
+package kvindex
+
+// yield marks a gap between two steps that are not atomic together. Under the
+// build tag kvyield tests schedule other goroutines there.
+func yield(gap) {}
+
+// gap names a yield point.
+type gap uint8
+
+const (
+	gapFound   gap = iota // a segment was found and is not yet read or locked
+	gapList               // a segment's list of entries was read, the entries not yet
+	gapMask               // a mask was read and its segment not yet validated
+	gapWalk               // a match goes from one segment to the next
+	gapCleared            // masks are zero and the generation is still the old one
+	gapMoved              // around the replacement of an extent, before the new version
+	gapNamed              // a name was inserted and not yet checked to be alone
+)
