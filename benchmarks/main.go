@@ -13,6 +13,8 @@ import (
 
 	"github.com/warmpath/warmpath/benchmarks/demo"
 	"github.com/warmpath/warmpath/benchmarks/drive"
+	"github.com/warmpath/warmpath/benchmarks/indexops"
+	"github.com/warmpath/warmpath/benchmarks/micro"
 )
 
 // command is one subcommand.
@@ -24,6 +26,8 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"demo", "run three engines, warmpath and Envoy, and compare the strategies", demo.Run},
+		{"ops", "write the stream of index operations that micro plays", indexops.Run},
+		{"micro", "measure the prefix index against a naive one, every answer checked", micro.Run},
 		{"drive", "load the request path and measure what a request costs", drive.Run},
 	}
 }
