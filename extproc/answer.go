@@ -2,6 +2,9 @@ package extproc
 
 import (
 	"bytes"
+	"net/http"
+	"strconv"
+	"time"
 
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 
@@ -10,7 +13,7 @@ import (
 
 // The half of the state machine that follows the answer to its end.
 
-func (s *stream) responseHeaders(m *message) {
+func (s *stream) responseHeaders(m *message, now time.Time) {
 	if s.phase == phaseClosed {
 		return
 	}
@@ -22,6 +25,7 @@ func (s *stream) responseHeaders(m *message) {
 	o := outcome{
 		strategy: s.target.Strategy, reason: s.target.Reason.String(),
 		endpoint: s.target.Endpoints[0].Address, matched: s.target.MatchedTokens,
+		tokens: s.target.Tokens.String(),
 	}
 	s.answerer = s.target.Endpoints[0]
 	if len(m.served) > 0 && string(m.served) != o.endpoint {
@@ -30,7 +34,13 @@ func (s *stream) responseHeaders(m *message) {
 		s.answerer = s.snapshots.Snapshot().ByAddress(o.endpoint)
 		s.promise.Served(s.answerer)
 	}
-	s.promise.PrefillDone()
+	status := statusIn(m.headers)
+	s.promise.Answered(status, now)
+	if m.eos || status != http.StatusOK || !s.promise.Request.Stream {
+		// Else only the body, where it is seen, shows the first token: engines
+		// send the headers of a streamed answer before it.
+		s.promise.PrefillDone()
+	}
 	s.predicted = o.matched
 	if s.sampled {
 		s.reader = newUsageReader(m.headers)
@@ -40,6 +50,17 @@ func (s *stream) responseHeaders(m *message) {
 		return
 	}
 	s.sendDynamic(responseHeaders(&o, s.override(m.eos)))
+}
+
+// statusIn returns the HTTP status, 0 if there is none.
+func statusIn(headers []header) int {
+	for _, kv := range headers {
+		if string(kv.name) == ":status" {
+			n, _ := strconv.Atoi(string(kv.value))
+			return n
+		}
+	}
+	return 0
 }
 
 // override returns what to ask of Envoy after the headers of an answer, nothing
@@ -60,6 +81,9 @@ func (s *stream) responseBody(m *message) {
 		return
 	}
 	s.bodySeen = true
+	if s.phase == phaseAnswered && len(m.body) > 0 {
+		s.promise.PrefillDone()
+	}
 	if s.reader != nil {
 		s.reader.write(m.body)
 	}
@@ -74,8 +98,10 @@ func (s *stream) responseBody(m *message) {
 }
 
 // end takes the end of the stream, whatever ended it. It releases what the
-// request had reserved. Only its first call does anything.
-func (s *stream) end() {
+// request had reserved. Only its first call does anything. ours says that not
+// Envoy but this program has ended it, so that a missing answer says nothing
+// about the endpoint.
+func (s *stream) end(now time.Time, ours bool) {
 	was := s.phase
 	s.phase, s.body = phaseClosed, nil
 	if s.promise != nil {
@@ -86,6 +112,9 @@ func (s *stream) end() {
 		s.metrics.request(routing.ReasonCanceled)
 	case phaseRouted:
 		s.metrics.end(endUnanswered)
+		if !ours {
+			s.promise.Unanswered(now)
+		}
 	case phaseAnswered:
 		switch {
 		case s.complete:
@@ -119,5 +148,6 @@ func (s *stream) compare() {
 	default:
 		s.metrics.sample(sampleCompared)
 		s.metrics.compare(s.answerer.Name, u, s.predicted)
+		s.promise.Cached(int(u.cached))
 	}
 }

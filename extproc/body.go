@@ -68,6 +68,7 @@ func apiOf(method, path, mediaType string) api {
 // document is what a body says.
 type document struct {
 	model  string
+	stream bool
 	prompt routing.Prompt
 }
 
@@ -111,6 +112,9 @@ func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error)
 			case raw[0] != 'n':
 				modelFault = badRequest("model", "model must be a string, not %s", kindOf(raw))
 			}
+		case "stream":
+			raw := s.value(1)
+			d.stream = len(raw) > 0 && raw[0] == 't'
 		default:
 			if fault != nil && fault.Param == string(key) {
 				fault = nil

@@ -32,20 +32,23 @@ func TestParseJSON(t *testing.T) {
 		{name: "a later null counts too", kind: apiModel, body: `{"model":"a","model":null}`, fault: "model: the request names no model"},
 		{
 			name: "text", kind: apiCompletion, body: `{"model":"m","prompt":"a\nb","add_special_tokens":false,"cache_salt":"s"}`,
-			want: document{"m", routing.Prompt{Kind: routing.PromptText, Text: "a\nb", AddSpecialTokens: ptr(false), Salt: "s"}},
+			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "a\nb", AddSpecialTokens: ptr(false), Salt: "s"}},
 		},
 		{
 			name: "one text in an array", kind: apiCompletion, body: `{"model":"m","prompt":["ab"]}`,
-			want: document{"m", routing.Prompt{Kind: routing.PromptText, Text: "ab"}},
+			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "ab"}},
 		},
 		{
 			name: "tokens", kind: apiCompletion, body: `{"model":"m","prompt":[0, 1 ,4294967295]}`,
-			want: document{"m", routing.Prompt{Kind: routing.PromptTokens, Tokens: []kvindex.TokenID{0, 1, 4294967295}}},
+			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptTokens, Tokens: []kvindex.TokenID{0, 1, 4294967295}}},
 		},
 		{
 			name: "one token list in an array", kind: apiCompletion, body: `{"model":"m","prompt":[ [7,8] ]}`,
-			want: document{"m", routing.Prompt{Kind: routing.PromptTokens, Tokens: []kvindex.TokenID{7, 8}}},
+			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptTokens, Tokens: []kvindex.TokenID{7, 8}}},
 		},
+		{name: "streamed", kind: apiModel, body: `{"model":"m","stream":true}`, want: document{model: "m", stream: true}},
+		{name: "the last stream counts", kind: apiChat, body: `{"model":"m","stream":true,"stream":false}`, want: document{model: "m"}},
+		{name: "stream of another type", kind: apiCompletion, body: `{"model":"m","stream":1,"prompt":null}`, want: document{model: "m"}},
 		{name: "several texts", kind: apiCompletion, body: `{"model":"m","prompt":["a","b"]}`, want: document{model: "m"}},
 		{name: "several token lists", kind: apiCompletion, body: `{"model":"m","prompt":[[1],[2]]}`, want: document{model: "m"}},
 		{name: "empty array", kind: apiCompletion, body: `{"model":"m","prompt":[]}`, want: document{model: "m"}},
@@ -55,7 +58,7 @@ func TestParseJSON(t *testing.T) {
 			name: "chat", kind: apiChat,
 			body: `{"messages": [{"role":"user","content":"hi"}],"tools":[1],"chat_template_kwargs":{"a":true},` +
 				`"add_generation_prompt":true,"continue_final_message":false,"prompt":1,"model":"m","cache_salt":"x"}`,
-			want: document{"m", routing.Prompt{
+			want: document{model: "m", prompt: routing.Prompt{
 				Kind: routing.PromptChat, Messages: []byte(`[{"role":"user","content":"hi"}]`), Tools: []byte(`[1]`),
 				TemplateKwargs: []byte(`{"a":true}`), AddGenerationPrompt: ptr(true), ContinueFinalMessage: ptr(false), Salt: "x",
 			}},
@@ -63,29 +66,29 @@ func TestParseJSON(t *testing.T) {
 		{
 			name: "chat, nulls", kind: apiChat,
 			body: `{"model":"m","messages":[],"tools":null,"chat_template_kwargs":null,"add_generation_prompt":null,"cache_salt":null}`,
-			want: document{"m", chat(`[]`)},
+			want: document{model: "m", prompt: chat(`[]`)},
 		},
 		{
 			name: "text parts", kind: apiChat, body: `{"model":"m","messages":[{"content":[{"type":"text","text":"a"},"b"]}]}`,
-			want: document{"m", chat(`[{"content":[{"type":"text","text":"a"},"b"]}]`)},
+			want: document{model: "m", prompt: chat(`[{"content":[{"type":"text","text":"a"},"b"]}]`)},
 		},
 		{
 			name: "an image", kind: apiChat, body: `{"model":"m","messages":[{"content":[{"type":"image_url"},{"type":"text"}]},{"content":"x"}]}`,
-			want: document{"m", routing.Prompt{
+			want: document{model: "m", prompt: routing.Prompt{
 				Kind: routing.PromptChat, Messages: []byte(`[{"content":[{"type":"image_url"},{"type":"text"}]},{"content":"x"}]`), Multimodal: true,
 			}},
 		},
 		{
 			name: "a part of no type", kind: apiChat, body: `{"model":"m","messages":[{"content":[{"text":"a"}]}]}`,
-			want: document{"m", routing.Prompt{Kind: routing.PromptChat, Messages: []byte(`[{"content":[{"text":"a"}]}]`), Multimodal: true}},
+			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptChat, Messages: []byte(`[{"content":[{"text":"a"}]}]`), Multimodal: true}},
 		},
 		{
 			name: "content elsewhere", kind: apiChat, body: `{"model":"m","messages":[{"x":{"content":[{"type":"image_url"}]}}, 3]}`,
-			want: document{"m", chat(`[{"x":{"content":[{"type":"image_url"}]}}, 3]`)},
+			want: document{model: "m", prompt: chat(`[{"x":{"content":[{"type":"image_url"}]}}, 3]`)},
 		},
 		{name: "cut in the prompt", kind: apiCompletion, cut: true, body: `{"model":"m","prompt":"ab`, want: document{model: "m"}},
 		{name: "cut in the model", kind: apiCompletion, cut: true, body: `{"prompt":"ab","model":"m`, want: document{
-			"", routing.Prompt{Kind: routing.PromptText, Text: "ab"},
+			prompt: routing.Prompt{Kind: routing.PromptText, Text: "ab"},
 		}},
 		{name: "cut before anything", kind: apiCompletion, cut: true, body: `{`},
 		{name: "whole, though it could be cut", kind: apiCompletion, cut: true, body: `{"a":1}`, fault: "model: the request names no model"},

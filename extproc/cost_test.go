@@ -128,7 +128,7 @@ func request(t testing.TB, raw [][]byte, cfg *Config, m *metrics, p *pool.Pool, 
 	if s.phase != phaseAnswered {
 		t.Fatalf("the request ended in phase %d", s.phase)
 	}
-	s.end()
+	s.end(time.Time{}, false)
 	return sent
 }
 

@@ -29,7 +29,9 @@ func readBody(kind api, h head, body []byte, truncated bool, limit int) (documen
 		}
 		body = plain
 	default:
-		return document{}, badRequest("", "content-encoding %q is not understood; send the body plain or as gzip", h.encoding)
+		e := badRequest("", "content-encoding %q is not understood; send the body plain or as gzip", h.encoding)
+		e.Reason = routing.ReasonUnsupported
+		return document{}, e
 	}
 	if kind == apiForm {
 		return parseForm(h.contentType, body, truncated)

@@ -43,8 +43,8 @@ func TestReadBody_Encodings(t *testing.T) {
 		{name: "cut", encoding: "gzip", body: packed[:len(packed)-9], reason: routing.ReasonBadRequest},
 		{name: "cut by Envoy", encoding: "gzip", body: packed[:len(packed)-9], cut: true, model: "m"},
 		{name: "bomb", encoding: "gzip", body: bomb, reason: routing.ReasonTooLarge},
-		{name: "unknown", encoding: "zstd", body: []byte(body), reason: routing.ReasonBadRequest},
-		{name: "two encodings", encoding: "gzip, br", body: packed, reason: routing.ReasonBadRequest},
+		{name: "unknown", encoding: "zstd", body: []byte(body), reason: routing.ReasonUnsupported},
+		{name: "two encodings", encoding: "gzip, br", body: packed, reason: routing.ReasonUnsupported},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d, err := readBody(apiCompletion, head{encoding: tc.encoding}, tc.body, tc.cut, limit)

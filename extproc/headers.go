@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -29,6 +30,8 @@ const (
 	// headerRank selects a data-parallel rank inside an endpoint.
 	headerRank     = "x-data-parallel-rank"
 	headerStrategy = "routing-strategy"
+	headerProfile  = "config-profile"
+	headerFilter   = "external-filter"
 
 	// prefixOwn begins every header that is ours alone.
 	prefixOwn           = "x-warmpath-"
@@ -36,6 +39,7 @@ const (
 	headerUsedStrategy  = prefixOwn + "strategy"
 	headerMatchedTokens = prefixOwn + "matched-tokens"
 	headerReason        = prefixOwn + "reason"
+	headerTokens        = prefixOwn + "tokens"
 
 	attributeNamespace = "envoy.filters.http.ext_proc"
 	attributeUpstream  = "upstream.address"
@@ -45,14 +49,19 @@ const (
 // client are removed or overwritten by every reply, seen or not: forward_rules
 // may hide a header from us that Envoy still obeys.
 var guarded = []string{
-	headerDestination, headerTargetPod, headerRank,
-	headerEndpoint, headerUsedStrategy, headerMatchedTokens, headerReason,
+	headerDestination, keyServed, headerTargetPod, headerRank,
+	headerEndpoint, headerUsedStrategy, headerMatchedTokens, headerReason, headerTokens,
 }
+
+// RoutingHeaders returns the names of the request headers that choose an
+// endpoint, or say who chose it, for Envoy or for an engine. The proxy should
+// remove a client's copies of them before anything reads them.
+func RoutingHeaders() []string { return slices.Clone(guarded) }
 
 // head is what we need of a request's headers.
 type head struct {
 	method, path, mediaType, contentType, encoding string
-	strategy, id, user, session                    string
+	strategy, profile, filter, id, user, session   string
 	// length is the content-length, -1 if there is none.
 	length int64
 	// forged are the names of headers with our prefix that are not in guarded.
@@ -71,6 +80,7 @@ func readHead(headers []header) head {
 	}{
 		{to: &h.method}, {to: &h.path}, {to: &h.contentType}, {to: &h.encoding},
 		{to: &h.strategy}, {to: &h.id}, {to: &h.user}, {to: &h.session},
+		{to: &h.profile}, {to: &h.filter},
 	}
 	for _, kv := range headers {
 		name := kv.name
@@ -96,11 +106,15 @@ func readHead(headers []header) head {
 			i = 6
 		case "x-session-id":
 			i = 7
+		case headerProfile:
+			i = 8
+		case headerFilter:
+			i = 9
 		case "content-length":
 			if n, err := strconv.ParseInt(string(kv.value), 10, 64); err == nil && n >= 0 {
 				h.length = n
 			}
-		case headerEndpoint, headerUsedStrategy, headerMatchedTokens, headerReason:
+		case headerEndpoint, headerUsedStrategy, headerMatchedTokens, headerReason, headerTokens:
 		default:
 			if bytes.HasPrefix(name, []byte(prefixOwn)) {
 				h.forged = append(h.forged, string(kv.name))

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
@@ -45,13 +46,13 @@ func TestStream_ForgedHeadersNeverPass(t *testing.T) {
 	cfg := DefaultConfig()
 	names := []string{
 		"target-pod", "Target-Pod", "x-gateway-destination-endpoint", "X-Gateway-Destination-Endpoint", "x-data-parallel-rank",
-		"x-warmpath-endpoint", "x-warmpath-", "X-WARMPATH-reason", "x-warmpath-strategy", "x-warmpath-matched-tokens", "x-warmpath-zzz", "accept", "routing-strategy", "x-warmpat",
+		"x-warmpath-endpoint", "x-warmpath-", "X-WARMPATH-reason", "x-warmpath-strategy", "x-warmpath-tokens", "x-gateway-destination-endpoint-served", "x-warmpath-matched-tokens", "x-warmpath-zzz", "accept", "routing-strategy", "x-warmpat",
 	}
 	// Written out, so that a name cannot be forgotten in the code alone. The
 	// hidden ones must be removed unseen.
 	hideable := []string{
-		"target-pod", "x-gateway-destination-endpoint", "x-data-parallel-rank",
-		"x-warmpath-endpoint", "x-warmpath-strategy", "x-warmpath-matched-tokens", "x-warmpath-reason",
+		"target-pod", "x-gateway-destination-endpoint", "x-gateway-destination-endpoint-served", "x-data-parallel-rank",
+		"x-warmpath-endpoint", "x-warmpath-strategy", "x-warmpath-matched-tokens", "x-warmpath-reason", "x-warmpath-tokens",
 	}
 	isForged := func(n string) bool {
 		return strings.HasPrefix(n, "x-warmpath-") || slices.Contains(hideable, n)
@@ -76,7 +77,7 @@ func TestStream_ForgedHeadersNeverPass(t *testing.T) {
 		twice := rapid.IntRange(1, 2)
 
 		s := &stream{cfg: &cfg, snapshots: p, metrics: m, ctx: t.Context()}
-		defer s.end()
+		defer s.end(time.Time{}, false)
 		released := false
 		step := func(req *extprocv3.ProcessingRequest) {
 			if receive(t, s, req) {
@@ -152,12 +153,14 @@ routing-strategy: two
 x-request-id: id
 user: u
 x-session-id: s
+config-profile: p
+external-filter: zone=a
 x-warmpath-reason: forged
 x-warmpath-new: forged`))
 	got.forged = slices.Clone(got.forged)
 	want := head{
 		method: "POST", path: "/v1/completions", contentType: "Application/JSON; charset=utf-8", mediaType: "application/json",
-		encoding: "gzip", length: 12, strategy: "one", id: "id", user: "u", session: "s", forged: []string{"x-warmpath-new"},
+		encoding: "gzip", length: 12, strategy: "one", id: "id", user: "u", session: "s", profile: "p", filter: "zone=a", forged: []string{"x-warmpath-new"},
 	}
 	if d := cmp.Diff(want, got, cmp.AllowUnexported(head{})); d != "" {
 		t.Error(d)

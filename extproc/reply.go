@@ -3,6 +3,7 @@ package extproc
 import (
 	"strconv"
 	"strings"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
@@ -242,6 +243,8 @@ func requestChunks(dst []mem.BufferSlice, body []byte, last bool) []mem.BufferSl
 // outcome is what a client is told about its answer.
 type outcome struct {
 	strategy, reason string
+	// tokens is where the prompt's tokens came from.
+	tokens string
 	// endpoint is the one that answered.
 	endpoint string
 	// matched is the number of prompt tokens it was expected to hold, -1 if
@@ -277,6 +280,7 @@ func responseHeaders(o *outcome, mode override) mem.Buffer {
 		e.setHeader(headerEndpoint, o.endpoint)
 		e.setHeader(headerUsedStrategy, o.strategy)
 		e.setHeader(headerReason, o.reason)
+		e.setHeader(headerTokens, o.tokens)
 		if o.matched < 0 {
 			e.text(2, headerMatchedTokens)
 		} else {
@@ -306,6 +310,10 @@ func refuse(err *routing.Error, withReason bool) mem.Buffer {
 	e.setHeader("content-type", "application/json")
 	if withReason {
 		e.setHeader(headerReason, err.Reason.String())
+	}
+	if err.RetryAfter > 0 {
+		// RFC 9110, section 10.2.3: seconds, and not too early.
+		e.setHeader("retry-after", strconv.Itoa(int((err.RetryAfter+time.Second-1)/time.Second)))
 	}
 	e.close(headers)
 	e.text(3, string(encodeError(err)))

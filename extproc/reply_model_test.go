@@ -1,6 +1,8 @@
 package extproc
 
 import (
+	"fmt"
+	"math"
 	"strconv"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -94,6 +96,7 @@ func (o outcome) generated() *extprocv3.HeaderMutation {
 		genSetHeader(headerEndpoint, o.endpoint),
 		genSetHeader(headerUsedStrategy, o.strategy),
 		genSetHeader(headerReason, o.reason),
+		genSetHeader(headerTokens, o.tokens),
 	}}
 	if o.matched < 0 {
 		m.RemoveHeaders = []string{headerMatchedTokens}
@@ -147,6 +150,9 @@ func genRefuse(e *routing.Error, withReason bool) *extprocv3.ProcessingResponse 
 	m := &extprocv3.HeaderMutation{SetHeaders: []*corev3.HeaderValueOption{genSetHeader("content-type", "application/json")}}
 	if withReason {
 		m.SetHeaders = append(m.SetHeaders, genSetHeader(headerReason, e.Reason.String()))
+	}
+	if e.RetryAfter > 0 {
+		m.SetHeaders = append(m.SetHeaders, genSetHeader("retry-after", fmt.Sprint(math.Ceil(e.RetryAfter.Seconds()))))
 	}
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{
 		ImmediateResponse: &extprocv3.ImmediateResponse{

@@ -2,6 +2,7 @@ package extproc
 
 import (
 	"testing"
+	"time"
 
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -51,7 +52,7 @@ func TestReplies_AsTheGeneratedAPI(t *testing.T) {
 		checkReply(t, "strip", genRequestHeaders(genStrip(forged)), static(encodeStrip(toRequestHeaders, forged)))
 
 		o := outcome{
-			strategy: name.Draw(t, "strategy"), reason: name.Draw(t, "reason"), endpoint: text.Draw(t, "endpoint"),
+			strategy: name.Draw(t, "strategy"), tokens: name.Draw(t, "tokens"), reason: name.Draw(t, "reason"), endpoint: text.Draw(t, "endpoint"),
 			matched: rapid.IntRange(-1, 1<<40).Draw(t, "matched"),
 		}
 		request, body := modev3.ProcessingMode_BodySendMode(modes.Draw(t, "request")), modev3.ProcessingMode_BodySendMode(modes.Draw(t, "body"))
@@ -73,6 +74,7 @@ func TestReplies_AsTheGeneratedAPI(t *testing.T) {
 
 		err := &routing.Error{
 			Reason: rapid.SampledFrom(routing.Reasons()).Draw(t, "reason"), Message: text.Draw(t, "message"), Param: name.Draw(t, "param"),
+			RetryAfter: time.Duration(rapid.Int64Range(-1, 5000).Draw(t, "retry after")) * time.Millisecond,
 		}
 		withReason := rapid.Bool().Draw(t, "with reason")
 		checkReply(t, "refusal", genRefuse(err, withReason), dynamic(refuse(err, withReason)))

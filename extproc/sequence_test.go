@@ -3,6 +3,7 @@ package extproc
 import (
 	"context"
 	"testing"
+	"time"
 
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -118,8 +119,8 @@ func TestStream_AnyOrderOfMessages(t *testing.T) {
 				}
 			}
 		}
-		s.end()
-		s.end()
+		s.end(time.Time{}, false)
+		s.end(time.Time{}, false)
 		for i, e := range endpoints {
 			if n := e.State.InFlight(); n != 0 {
 				t.Fatalf("endpoint %d: %d in flight after the end", i, n)

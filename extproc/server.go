@@ -240,7 +240,7 @@ func (s *Server) serve(g grpc.ServerStream) {
 	if s.cfg.SampleResponses > 0 {
 		st.sampled = s.sampler.picks(s.answers.Add(1))
 	}
-	defer st.end()
+	defer func() { st.end(time.Now(), s.closing.Err() != nil) }()
 	x := s.mailboxes.Get().(*mailbox)
 	defer s.mailboxes.Put(x)
 	for {

@@ -16,6 +16,8 @@ func statusOf(r routing.Reason) int {
 		return http.StatusNotFound
 	case routing.ReasonTooLarge:
 		return http.StatusRequestEntityTooLarge
+	case routing.ReasonUnsupported:
+		return http.StatusUnsupportedMediaType
 	case routing.ReasonNoEndpoint, routing.ReasonTimeout:
 		return http.StatusServiceUnavailable
 	}

@@ -113,7 +113,7 @@ func (s *stream) receive(m *message, now time.Time) bool {
 	case kindRequestTrailers:
 		return s.requestTrailers(now)
 	case kindResponseHeaders:
-		s.responseHeaders(m)
+		s.responseHeaders(m, now)
 	case kindResponseBody:
 		s.responseBody(m)
 	case kindResponseTrailers:
@@ -274,6 +274,7 @@ func (s *stream) route(body []byte, d document, now time.Time) bool {
 	s.phase = phaseDeciding
 	s.promise = routing.NewContext(s.ctx, routing.Request{
 		Arrived: now, ID: s.head.id, Path: s.head.path, Model: d.model, Strategy: s.head.strategy,
+		Profile: s.head.profile, Filter: s.head.filter, Stream: d.stream,
 		Prompt: d.prompt, User: s.head.user, Session: s.head.session, Subset: s.allow, BodyBytes: len(body),
 	})
 	return true

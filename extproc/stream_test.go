@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/datadriven"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -120,6 +121,8 @@ func describe(r *routing.Request) string {
 		{"path", r.Path},
 		{"model", r.Model},
 		{"strategy", r.Strategy},
+		{"profile", r.Profile},
+		{"filter", r.Filter},
 		{"id", r.ID},
 		{"user", r.User},
 		{"session", r.Session},
@@ -135,6 +138,9 @@ func describe(r *routing.Request) string {
 	}
 	if r.Subset != nil {
 		fmt.Fprintf(&b, " subset=%v", r.Subset)
+	}
+	if r.Stream {
+		b.WriteString(" stream")
 	}
 	if r.BodyBytes > 0 {
 		fmt.Fprintf(&b, " bytes=%d", r.BodyBytes)
@@ -296,14 +302,14 @@ func (tr *transcript) command(t *testing.T, m *metrics, d *datadriven.TestData) 
 		cancel()
 		tr.await(late)
 	case "end":
-		tr.stream.end()
-		tr.stream.end()
+		tr.stream.end(time.Unix(0, 0), false)
+		tr.stream.end(time.Unix(0, 0), false)
 	case "abort":
 		tr.cancel()
 		if tr.stream.phase == phaseDeciding {
 			tr.await(context.Background())
 		}
-		tr.stream.end()
+		tr.stream.end(time.Unix(0, 0), false)
 	case "inflight":
 		for _, e := range tr.router.pool.Snapshot().Endpoints {
 			fmt.Fprintf(&tr.log, "%s %d\n", e.Name, e.State.InFlight())

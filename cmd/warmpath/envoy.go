@@ -70,7 +70,7 @@ func (c EnvoyConfig) Validate() error {
 	if c.ModelHeader != "" && !isHeaderName(c.ModelHeader) {
 		errs = append(errs, fmt.Errorf("model_header: %q is not a header's name; use lower-case letters, digits and -, for example x-gateway-model-name", c.ModelHeader))
 	}
-	if slices.Contains(routingHeaders(), c.ModelHeader) {
+	if slices.Contains(extproc.RoutingHeaders(), c.ModelHeader) {
 		errs = append(errs, fmt.Errorf("model_header: %q is removed from every request; use for example x-gateway-model-name", c.ModelHeader))
 	}
 	if c.MessageTimeout < 0 {
@@ -86,22 +86,6 @@ func (c EnvoyConfig) Validate() error {
 // which wants lower case.
 func isHeaderName(name string) bool {
 	return strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
-}
-
-// routingHeaders are the request headers that choose an endpoint, or say who
-// chose it, for Envoy or for an engine. A client's copies of them are removed
-// before anything reads them.
-func routingHeaders() []string {
-	return []string{
-		"x-gateway-destination-endpoint",
-		"x-gateway-destination-endpoint-served",
-		"target-pod",
-		"x-data-parallel-rank",
-		"x-warmpath-endpoint",
-		"x-warmpath-strategy",
-		"x-warmpath-matched-tokens",
-		"x-warmpath-reason",
-	}
 }
 
 // bootstrap is the data of the template.
@@ -194,7 +178,7 @@ func envoyBootstrap(cfg Config) ([]byte, error) {
 		Duplex:           cfg.Envoy.BodyMode == bodyDuplex,
 		BufferLimitBytes: cfg.ExtProc.MaxBodyBytes,
 		Retries:          max(1, cfg.Routing.Fallbacks),
-		RemoveHeaders:    routingHeaders(),
+		RemoveHeaders:    extproc.RoutingHeaders(),
 		HealthPath:       cfg.Pool.Health.Path,
 		HealthInterval:   cfg.Pool.Health.Interval,
 		HealthTimeout:    cfg.Pool.Health.Timeout,

@@ -18,6 +18,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/warmpath/warmpath/extproc"
 )
 
 const twoEngines = `pool: {health: {interval: 200ms}, static: {endpoints: [
@@ -269,7 +271,7 @@ func TestEnvoyBootstrap_WithoutRouter(t *testing.T) {
 
 	// What a client says about routing reaches nobody.
 	forged := http.Header{"X-Request-Id": {"mine"}, "X-Envoy-Upstream-Rq-Timeout-Ms": {"1"}}
-	for _, name := range routingHeaders() {
+	for _, name := range extproc.RoutingHeaders() {
 		forged.Set(name, dead.Address)
 	}
 	for _, method := range []string{"GET", "POST"} {
@@ -282,7 +284,7 @@ func TestEnvoyBootstrap_WithoutRouter(t *testing.T) {
 		}
 		got := engine.last()
 		// A trusted client would be marked as internal, and its timeout obeyed.
-		for _, name := range append(routingHeaders(), "x-envoy-upstream-rq-timeout-ms", "x-envoy-expected-rq-timeout-ms", "x-envoy-internal") {
+		for _, name := range append(extproc.RoutingHeaders(), "x-envoy-upstream-rq-timeout-ms", "x-envoy-expected-rq-timeout-ms", "x-envoy-internal") {
 			if v := got.Get(name); v != "" {
 				t.Errorf("%s: the engine sees %s: %s", method, name, v)
 			}
