@@ -38,6 +38,8 @@ type Pool struct {
 	admitted uint32
 	probed   chan struct{}
 	waiting  int
+	// begin starts the probing of a member, nil while Run does not run.
+	begin func(*member)
 }
 
 // member is the mutable record behind one Endpoint.
@@ -51,6 +53,8 @@ type member struct {
 	adapts  []string
 	learned bool
 	stop    context.CancelFunc
+	// initial: Probed waits for it. gone: it is no longer in the pool.
+	initial, gone bool
 }
 
 // New returns a pool that holds the static endpoints of cfg, none of them
@@ -62,7 +66,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.C
 	}
 	p.buffers.New = func() any { return new(bytes.Buffer) }
 	p.snapshot.Store(newSnapshot(nil))
-	p.set(cfg.Static.Endpoints)
+	p.Set(cfg.Static.Endpoints)
 	return p
 }
 
@@ -73,7 +77,8 @@ func (p *Pool) Snapshot() *Snapshot { return p.snapshot.Load() }
 // started with has been probed.
 func (p *Pool) Probed() <-chan struct{} { return p.probed }
 
-// Run probes the endpoints until ctx ends, and returns nil then.
+// Run probes the endpoints until ctx ends, and returns nil then. It may be
+// called once.
 func (p *Pool) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	p.mu.Lock()
@@ -81,23 +86,34 @@ func (p *Pool) Run(ctx context.Context) error {
 	if p.waiting == 0 {
 		close(p.probed)
 	}
+	p.begin = func(m *member) { p.watchMember(ctx, &wg, m) }
 	for _, m := range p.members {
-		ctx, stop := context.WithCancel(ctx)
-		m.stop = stop
-		first := time.Duration(p.rand.Int64N(int64(p.cfg.Health.Interval) / 4))
-		seed := p.rand.Uint64()
-		wg.Go(func() { p.watch(ctx, m, first, rand.New(rand.NewPCG(seed, 1))) })
-		if url := p.metricsURL(m.spec); url != "" {
-			wg.Go(func() { p.follow(ctx, m, url, first, rand.New(rand.NewPCG(seed, 2))) })
-		}
+		m.initial = true
+		p.begin(m)
 	}
+	p.mu.Unlock()
+	<-ctx.Done()
+	p.mu.Lock()
+	p.begin = nil
 	p.mu.Unlock()
 	wg.Wait()
 	return nil
 }
 
-// set replaces the members by specs, keeping those that did not change.
-func (p *Pool) set(specs []Spec) {
+// watchMember starts the goroutines that probe m. The caller holds mu.
+func (p *Pool) watchMember(ctx context.Context, wg *sync.WaitGroup, m *member) {
+	ctx, m.stop = context.WithCancel(ctx)
+	first := time.Duration(p.rand.Int64N(int64(p.cfg.Health.Interval) / 4))
+	seed := p.rand.Uint64()
+	wg.Go(func() { p.watch(ctx, m, first, rand.New(rand.NewPCG(seed, 1))) })
+	if url := p.metricsURL(m.spec); url != "" {
+		wg.Go(func() { p.follow(ctx, m, url, first, rand.New(rand.NewPCG(seed, 2))) })
+	}
+}
+
+// Set replaces the endpoints by specs, which must be valid. Those that did not
+// change keep their state; a changed one keeps its id in another incarnation.
+func (p *Pool) Set(specs []Spec) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := map[string]*member{}
@@ -112,17 +128,42 @@ func (p *Pool) set(specs []Spec) {
 			members = append(members, m)
 			continue
 		}
-		members = append(members, p.admit(s, m))
-		delete(old, s.Name)
+		if m != nil {
+			p.dismiss(m)
+			delete(old, s.Name)
+		}
+		m = p.admit(s, m)
+		members = append(members, m)
+		if p.begin != nil {
+			p.begin(m)
+		}
 	}
 	for _, m := range old {
+		p.dismiss(m)
 		p.freeIDs = append(p.freeIDs, m.id)
-		if m.stop != nil {
-			m.stop()
-		}
 	}
 	p.members = members
 	p.publish()
+}
+
+// dismiss ends the probing of m. The caller holds mu.
+func (p *Pool) dismiss(m *member) {
+	m.gone = true
+	if m.stop != nil {
+		m.stop()
+	}
+	if m.initial {
+		p.probedOne(m)
+	}
+}
+
+// probedOne takes m off the endpoints that Probed waits for. The caller holds
+// mu.
+func (p *Pool) probedOne(m *member) {
+	m.initial = false
+	if p.waiting--; p.waiting == 0 {
+		close(p.probed)
+	}
 }
 
 // admit makes the member of a spec. A changed spec keeps its id, but every

@@ -151,7 +151,7 @@ func TestPool_SetKeepsWhatDidNotChange(t *testing.T) {
 	before := p.Snapshot()
 	before.Endpoints[0].State.Reserve(5)
 	before.Endpoints[1].State.Reserve(5)
-	p.set([]Spec{{Name: "a", Address: "127.0.0.1:1"}, {Name: "b", Address: "127.0.0.1:3"}, {Name: "c", Address: "127.0.0.1:4"}})
+	p.Set([]Spec{{Name: "a", Address: "127.0.0.1:1"}, {Name: "b", Address: "127.0.0.1:3"}, {Name: "c", Address: "127.0.0.1:4"}})
 	after := p.Snapshot()
 	select {
 	case <-before.Superseded():
@@ -165,8 +165,8 @@ func TestPool_SetKeepsWhatDidNotChange(t *testing.T) {
 	if b.ID != before.Endpoints[1].ID || b.Incarnation == before.Endpoints[1].Incarnation || b.State.InFlight() != 0 {
 		t.Errorf("a moved endpoint has id %d, incarnation %d, %d in flight; want the old id, a new incarnation, none", b.ID, b.Incarnation, b.State.InFlight())
 	}
-	p.set([]Spec{{Name: "d", Address: "127.0.0.1:5"}})
-	p.set([]Spec{{Name: "d", Address: "127.0.0.1:5"}, {Name: "e", Address: "127.0.0.1:6"}})
+	p.Set([]Spec{{Name: "d", Address: "127.0.0.1:5"}})
+	p.Set([]Spec{{Name: "d", Address: "127.0.0.1:5"}, {Name: "e", Address: "127.0.0.1:6"}})
 	seen := map[uint32]bool{before.Endpoints[0].Incarnation: true, before.Endpoints[1].Incarnation: true}
 	for _, e := range append(after.Endpoints[1:], p.Snapshot().Endpoints...) {
 		if seen[e.Incarnation] {

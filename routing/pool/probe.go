@@ -18,7 +18,7 @@ const maxModelsBody = 1 << 20
 func (p *Pool) watch(ctx context.Context, m *member, first time.Duration, random *rand.Rand) {
 	timer := time.NewTimer(first)
 	defer timer.Stop()
-	for probes := 0; ; probes++ {
+	for {
 		select {
 		case <-ctx.Done():
 			return
@@ -28,16 +28,19 @@ func (p *Pool) watch(ctx context.Context, m *member, first time.Duration, random
 		if ctx.Err() != nil {
 			return
 		}
-		p.record(m, err, probes == 0)
+		p.record(m, err)
 		interval := p.cfg.Health.Interval
 		timer.Reset(interval - interval/20 + time.Duration(random.Int64N(int64(interval)/10+1)))
 	}
 }
 
 // record publishes what a probe said, if it changed anything.
-func (p *Pool) record(m *member, err error, first bool) {
+func (p *Pool) record(m *member, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if m.gone {
+		return
+	}
 	health := HealthReady
 	if err != nil {
 		health = HealthFailed
@@ -52,10 +55,8 @@ func (p *Pool) record(m *member, err error, first bool) {
 		m.health = health
 		p.publish()
 	}
-	if first {
-		if p.waiting--; p.waiting == 0 {
-			close(p.probed)
-		}
+	if m.initial {
+		p.probedOne(m)
 	}
 }
 
