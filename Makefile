@@ -19,6 +19,10 @@ CI ?=
 ENVOY_VERSION := 1.40.0
 ENVOY ?= $(CURDIR)/.venv/envoy-$(ENVOY_VERSION)
 
+# The Python of tests that talk to Python programs: tokenizers, libzmq.
+# PEERS=/path/to/python uses one that has the packages of .ci/requirements.txt.
+PEERS ?= $(CURDIR)/.venv/python
+
 .PHONY: help
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -34,12 +38,14 @@ demo: build envoy ## three engines, a real Envoy, three strategies, one table (K
 # Allocation tests mean something only without the race detector; races are
 # found only with it, and it needs a C compiler.
 .PHONY: test
-test: envoy ## run all tests, plainly and again with the race detector
+test: export WARMPATH_TEST_ENVOY := $(ENVOY)
+test: export WARMPATH_TEST_PYTHON := $(PEERS)
+test: envoy peers ## run all tests, plainly and again with the race detector
 	@echo '== tests'
-	WARMPATH_TEST_ENVOY='$(ENVOY)' $(GO) test -shuffle=on -timeout 15m ./...
+	$(GO) test -shuffle=on -timeout 15m ./...
 	@if command -v "$$($(GO) env CC)" >/dev/null; then \
 		echo '== tests with the race detector'; \
-		set -x; WARMPATH_TEST_ENVOY='$(ENVOY)' CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 20m ./...; \
+		set -x; CGO_ENABLED=1 $(GO) test -race -shuffle=on -timeout 20m ./...; \
 	elif [[ '$(CI)' == true ]]; then \
 		echo 'no C compiler, which the race detector needs, and CI=true asks for it; install gcc' >&2; exit 1; \
 	else \
@@ -79,6 +85,18 @@ $(ENVOY): .ci/install-envoy
 else
 $(ENVOY):
 	@echo 'ENVOY=$(ENVOY): no such file; give the path of an envoy binary' >&2; exit 1
+endif
+
+.PHONY: peers
+peers: $(PEERS) ## install the Python peers of the tests below .venv, unless PEERS=/path is given
+	@echo 'Python peers: $(PEERS)'
+
+ifeq ($(origin PEERS),file)
+$(PEERS): .ci/install-peers .ci/requirements.txt
+	PYTHON='$(PYTHON)' .ci/install-peers '$@'
+else
+$(PEERS):
+	@echo 'PEERS=$(PEERS): no such file; give the path of a Python' >&2; exit 1
 endif
 
 .PHONY: clean

@@ -34,8 +34,10 @@ type router struct {
 	index   *kvindex.Index
 	events  *events.Manager
 	routing *routing.Router
-	extproc *extproc.Server
-	admin   *admin
+	// tokenizer is nil where prompts are never tokenized.
+	tokenizer *tokenizer.Client
+	extproc   *extproc.Server
+	admin     *admin
 	// maxBody bounds the body of a request that is to be explained.
 	maxBody int
 }
@@ -75,6 +77,9 @@ func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error 
 	g.Go(func() error { return r.pool.Run(failed) })
 	g.Go(func() error { return r.events.Run(failed, r.pool) })
 	g.Go(func() error { return r.admin.Run(failed, adminListener) })
+	if r.tokenizer != nil {
+		g.Go(func() error { return r.tokenizer.Run(failed) })
+	}
 	g.Go(func() error {
 		select {
 		case <-r.pool.Probed():
@@ -115,9 +120,10 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 	}
 	var tok routing.Tokenizer
 	if !cfg.Tokenizer.Disabled {
-		if tok, err = tokenizer.New(cfg.Tokenizer, client, log, reg); err != nil {
+		if r.tokenizer, err = tokenizer.New(cfg.Tokenizer, client, log, reg); err != nil {
 			return nil, err
 		}
+		tok = r.tokenizer
 	}
 	if r.routing, err = routing.New(cfg.Routing, r.pool, r.index, tok, hasher, log, reg, random()); err != nil {
 		return nil, err
