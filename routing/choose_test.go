@@ -121,11 +121,11 @@ func TestRoute_ColdPromptsSpread(t *testing.T) {
 }
 
 // What was decided a moment ago is known to the next decision before any
-// index is; it is forgotten when it should be.
+// index is, until a second has passed or the request has ended.
 func TestRecent_CountsForASecond(t *testing.T) {
 	r := prefixFleet(t, 4)
 	prompt := tokens(0, 4096)
-	_, first := choose(t, r, ids("m", prompt))
+	c, first := choose(t, r, ids("m", prompt))
 	same := ids("m", append(slices.Clone(prompt[:2048]), tokens(900_000, 2048)...))
 	same.Arrived = now.Add(recentFor)
 	d, err := r.Explain(t.Context(), same)
@@ -138,6 +138,11 @@ func TestRecent_CountsForASecond(t *testing.T) {
 	same.Arrived = now.Add(recentFor + 1)
 	if d, _ = r.Explain(t.Context(), same); d.Reason != ReasonCold.String() {
 		t.Errorf("later the reason is %s, want cold", d.Reason)
+	}
+	same.Arrived = now
+	c.Finish()
+	if d, _ = r.Explain(t.Context(), same); d.Reason != ReasonCold.String() {
+		t.Errorf("after the request ended the reason is %s, want cold", d.Reason)
 	}
 }
 
@@ -636,7 +641,6 @@ func TestRoute_SpillsWhenTheHolderIsBusy(t *testing.T) {
 		c.Finish()
 	}
 	holder.Enqueue(now, 600*time.Millisecond)
-	w.router.recent = recent{}
 	if _, target, _ := w.route(req); target.Endpoints[0].Name != "e1" || target.Reason != ReasonSpill {
 		t.Errorf("went to %s by %v, want the other by spill", target.Endpoints[0].Name, target.Reason)
 	}

@@ -41,6 +41,9 @@ type place struct {
 	// observe, which may be nil, is told about outcomes.
 	observe func(*pool.Endpoint, time.Time, pool.Outcome)
 	prediction
+	// recent knows the decision by its turn until its request ends.
+	recent *recent
+	turn   uint64
 }
 
 // release takes back what t holds on e. What is left of its prefill work
@@ -48,6 +51,19 @@ type place struct {
 func (t *Target) release(e *pool.Endpoint, work int64) {
 	e.State.Release(work)
 	e.State.AddContext(-t.context)
+}
+
+// end releases what t holds on e, because its request has ended. What it left
+// in the cache of an endpoint with events is from now on what they say; of
+// others only the prediction tells.
+func (t *Target) end(e *pool.Endpoint, work int64) {
+	t.release(e, work)
+	if t.recent != nil {
+		t.recent.end(t.turn)
+	}
+	if len(e.Publishers) > 0 {
+		t.drop(e)
+	}
 }
 
 // resolution is a final or done state of a Context.
@@ -96,7 +112,7 @@ func (c *Context) SetTarget(t Target) bool {
 		close(c.resolved)
 		return true
 	}
-	t.release(t.Endpoints[0], t.work)
+	t.end(t.Endpoints[0], t.work)
 	t.drop(t.Endpoints[0])
 	return false
 }
@@ -239,8 +255,8 @@ func (c *Context) Finish() {
 		close(c.resolved)
 	case old.done || old.err != nil:
 	case c.held != nil:
-		c.target.release(c.held, c.work)
+		c.target.end(c.held, c.work)
 	default: // resolved, but nobody came for the target
-		old.target.release(old.target.Endpoints[0], old.target.work)
+		old.target.end(old.target.Endpoints[0], old.target.work)
 	}
 }

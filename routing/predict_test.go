@@ -96,14 +96,12 @@ func TestApproximate_RoutesByWhatWasSent(t *testing.T) {
 	if diff := cmp.Diff(map[kvindex.EndpointID]int{0: 6250, 1: 6250, 2: 200}, ix.blocks); diff != "" {
 		t.Errorf("blocks kept (-want +got):\n%s", diff)
 	}
-	r.recent = recent{} // only the index may know
 	for range 5 {
 		c, target := choose(t, r, ids("m", prompt))
 		if target.Endpoints[0] != home || target.Reason != ReasonPrefix || target.MatchedTokens != 0 {
 			t.Errorf("went to %s by %v with %d tokens matched; want %s by prefix, and nothing claimed as held", target.Endpoints[0].Name, target.Reason, target.MatchedTokens, home.Name)
 		}
 		c.Finish()
-		r.recent = recent{}
 	}
 	d := r.Decisions(nil)[0]
 	if v := d.Candidates[0]; v.Source != sourceApproximate || v.ExpectedTokens != 4080 || v.MatchedTokens != 0 {
@@ -149,12 +147,31 @@ func TestPredict_FollowsTheRequest(t *testing.T) {
 			}
 		})
 	}
-	// A request that ended before it was decided leaves nothing.
-	r := fleet(t, specs...)
+	// What a request left where there are events is theirs to say.
+	r := fleet(t, engines(1)...)
 	ix := newPredictions(t)
 	r.index, r.predictor = ix, ix
+	e := r.pool.Snapshot().Endpoints[0]
+	if _, err := ix.Open(e.Publishers[0].Publisher); err != nil {
+		t.Fatal(err)
+	}
+	e.State.ObserveBlockSize(16)
+	c, _ := choose(t, r, ids("m", tokens(0, 400)))
+	if len(ix.chains) != 1 {
+		t.Errorf("%d predictions of a request in flight, want 1", len(ix.chains))
+	}
+	c.Answered(200, now)
+	c.Finish()
+	if len(ix.chains) != 0 {
+		t.Errorf("%d predictions after the request ended, want none", len(ix.chains))
+	}
+
+	// A request that ended before it was decided leaves nothing.
+	r = fleet(t, specs...)
+	ix = newPredictions(t)
+	r.index, r.predictor = ix, ix
 	r.approximate = &approximate{index: ix, writers: map[kvindex.EndpointID]*kvindex.Writer{}}
-	c := NewContext(t.Context(), ids("m", tokens(0, 400)))
+	c = NewContext(t.Context(), ids("m", tokens(0, 400)))
 	c.Finish()
 	r.Route(c)
 	if len(ix.chains) != 0 {

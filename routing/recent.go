@@ -2,6 +2,7 @@ package routing
 
 import (
 	"sort"
+	"sync/atomic"
 	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
@@ -11,7 +12,9 @@ import (
 // will have its endpoint hold. A prompt is looked up before the router's lock
 // is taken, and what is predicted for it reaches the index after the lock is
 // released; of simultaneous requests with one new prefix each would be blind
-// to the others. This closes the gap: it is read and written under the lock.
+// to the others. This closes the gap: it is read and written under the lock,
+// but for end. Requests that have ended do not count: what they left is for
+// the endpoint's events to say.
 type recent struct {
 	ring [recentDecisions]recentDecision
 	next int
@@ -26,6 +29,8 @@ const (
 )
 
 type recentDecision struct {
+	// turn is the decision's number, 0 once its request has ended.
+	turn        atomic.Uint64
 	at          time.Time
 	endpoint    kvindex.EndpointID
 	incarnation uint32
@@ -34,12 +39,19 @@ type recentDecision struct {
 }
 
 // add keeps that a prompt's blocks were sent to c.
-func (r *recent) add(now time.Time, c *Candidate, size int, chain []kvindex.BlockHash) {
+func (r *recent) add(turn uint64, now time.Time, c *Candidate, size int, chain []kvindex.BlockHash) {
 	d := &r.ring[r.next]
 	r.next = (r.next + 1) % recentDecisions
-	*d = recentDecision{
-		at: now, endpoint: c.Endpoint.ID, incarnation: c.Endpoint.Incarnation, size: size,
-		chain: append(d.chain[:0], chain[:min(len(chain), recentBlocks)]...),
+	d.at, d.endpoint, d.incarnation, d.size = now, c.Endpoint.ID, c.Endpoint.Incarnation, size
+	d.chain = append(d.chain[:0], chain[:min(len(chain), recentBlocks)]...)
+	d.turn.Store(turn)
+}
+
+// end forgets a decision, because its request has ended. Any goroutine may
+// call it.
+func (r *recent) end(turn uint64) {
+	for i := range r.ring {
+		r.ring[i].turn.CompareAndSwap(turn, 0)
 	}
 }
 
@@ -48,7 +60,7 @@ func (r *recent) add(now time.Time, c *Candidate, size int, chain []kvindex.Bloc
 func (r *recent) expect(now time.Time, sc *scratch) {
 	for i := range r.ring {
 		d := &r.ring[i]
-		if len(d.chain) == 0 || now.Sub(d.at) > recentFor {
+		if d.turn.Load() == 0 || now.Sub(d.at) > recentFor {
 			continue
 		}
 		for _, k := range sc.chains {

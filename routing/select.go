@@ -163,8 +163,8 @@ func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *pros
 		Endpoints: endpoints, Strategy: p.name, Reason: reason, Tokens: p.tokens,
 		PromptTokens: p.promptTokens, MatchedTokens: won.MatchedTokens,
 	}
-	r.reserve(sc, won, &t)
 	r.turn++
+	r.reserve(sc, won, &t)
 	won.Endpoint.State.SetTurn(r.turn)
 	won.Endpoint.State.Try(now)
 	t.observe = r.observer
@@ -190,9 +190,10 @@ func (r *Router) reserve(sc *scratch, won *Candidate, t *Target) {
 	state.AddContext(t.context)
 	state.Place(s.now, t.work)
 	t.until = state.Enqueue(s.now, t.queued)
+	t.recent, t.turn = &r.recent, r.turn
 	for _, k := range sc.chains {
 		if serves(won.Endpoint, k) {
-			r.recent.add(s.now, won, k.size, k.blocks)
+			r.recent.add(r.turn, s.now, won, k.size, k.blocks)
 		}
 	}
 }
