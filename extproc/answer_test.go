@@ -67,6 +67,9 @@ func TestStream_PrefillIsOverAtATokenOfTheAnswer(t *testing.T) {
 				}
 			}
 			expect("routed", 100)
+			if s.promise.Request.Prompt.Tokens != nil || s.body != nil {
+				t.Error("the prompt is kept while the answer runs")
+			}
 			receive(t, s, &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_ResponseHeaders{
 				ResponseHeaders: &extprocv3.HttpHeaders{Headers: headerMap(":status: " + tc.status), EndOfStream: tc.eos},
 			}})

@@ -74,12 +74,11 @@ func BenchmarkParseJSON(b *testing.B) {
 }
 
 // requestMessages are the messages of one POST as Envoy sends them: the
-// headers that a client and Envoy set, a chat, and the answer's headers.
-func requestMessages(t testing.TB, size int) [][]byte {
+// headers that a client and Envoy set, the body, and the answer's headers.
+func requestMessages(t testing.TB, body []byte, path string) [][]byte {
 	t.Helper()
-	body := chatBody(t, size)
 	headers := headersOf(false,
-		":authority", "llm.example.com", ":path", "/v1/chat/completions", ":method", "POST", ":scheme", "https",
+		":authority", "llm.example.com", ":path", path, ":method", "POST", ":scheme", "https",
 		"accept", "application/json", "accept-encoding", "gzip, deflate", "authorization", "Bearer sk-0123456789abcdef0123456789abcdef",
 		"content-type", "application/json", "content-length", fmt.Sprint(len(body)), "user-agent", "OpenAI/Python 1.99.1",
 		"x-stainless-arch", "x64", "x-stainless-async", "false", "x-stainless-lang", "python", "x-stainless-os", "Linux",
@@ -104,32 +103,39 @@ func requestMessages(t testing.TB, size int) [][]byte {
 	return raw
 }
 
-// request runs one request through the state machine and the codec, as the
-// server does, and returns the length of the replies.
-func request(t testing.TB, raw [][]byte, cfg *Config, m *metrics, p *pool.Pool, route routerFunc, x *mailbox) int {
-	s := stream{cfg: cfg, snapshots: p, metrics: m, ctx: context.Background()}
-	sent := 0
+// wire is raw as gRPC hands it over, each message in one buffer that is not
+// gRPC's to take back.
+func wire(raw [][]byte) []mem.BufferSlice {
+	var all []mem.BufferSlice
 	for _, b := range raw {
-		buffer := mem.Copy(b, mem.DefaultBufferPool())
-		x.received.data = mem.BufferSlice{buffer}
+		all = append(all, mem.BufferSlice{mem.SliceBuffer(b)})
+	}
+	return all
+}
+
+// request runs one request through the state machine and the codec, as the
+// server does.
+func request(t testing.TB, messages []mem.BufferSlice, cfg *Config, m *metrics, p *pool.Pool, router Router, x *mailbox) {
+	s := stream{cfg: cfg, snapshots: p, metrics: m, ctx: context.Background()}
+	now := time.Unix(1000, 0)
+	for _, data := range messages {
+		x.received.data = data
 		if err := x.open(); err != nil {
 			t.Fatal(err)
 		}
-		if s.receive(&x.message, time.Time{}) {
-			route(s.promise)
+		if s.receive(&x.message, now) {
+			router.Route(s.promise)
 			s.decided(s.promise.Target(s.promise))
 		}
 		x.close()
 		for _, r := range s.take() {
-			sent += r.Len()
 			r.Free()
 		}
 	}
 	if s.phase != phaseAnswered {
 		t.Fatalf("the request ended in phase %d", s.phase)
 	}
-	s.end(time.Time{}, false)
-	return sent
+	s.end(now, false)
 }
 
 // BenchmarkRequest is all that this package does for a request, and the codec,
@@ -138,11 +144,10 @@ func BenchmarkRequest(b *testing.B) {
 	for _, size := range []int{1 << 10, 10 << 10, 100 << 10} {
 		b.Run(fmt.Sprintf("bytes=%d", size), func(b *testing.B) {
 			cfg, m, p := DefaultConfig(), newMetrics(prometheus.NewRegistry()), newPool(b, 2)
-			raw, route := requestMessages(b, size), toFirst(p)
-			x := new(mailbox)
+			messages, x, route := wire(requestMessages(b, chatBody(b, size), "/v1/chat/completions")), new(mailbox), toFirst(p)
 			b.ReportAllocs()
 			for b.Loop() {
-				request(b, raw, &cfg, m, p, route, x)
+				request(b, messages, &cfg, m, p, route, x)
 			}
 		})
 	}

@@ -33,7 +33,7 @@ func ReadRequest(method, path string, headers http.Header, body []byte, limit in
 	return routing.Request{
 		Arrived: now, ID: headers.Get("X-Request-Id"), Path: path, Model: d.model, Strategy: headers.Get(headerStrategy),
 		Profile: headers.Get("Config-Profile"), Filter: headers.Get("External-Filter"),
-		Prompt: d.prompt, User: headers.Get("User"), Session: headers.Get("X-Session-Id"), BodyBytes: len(body),
+		Prompt: d.prompt, Stream: d.stream, User: headers.Get("User"), Session: headers.Get("X-Session-Id"), BodyBytes: len(body),
 	}, nil
 }
 

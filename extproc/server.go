@@ -30,6 +30,7 @@ import (
 type Router interface {
 	// Route has the promise resolved, before it returns or later. It must
 	// bound its own work: the decision's deadline is enforced after it returns.
+	// The request's prompt is lent until the promise is resolved.
 	Route(*routing.Context)
 }
 

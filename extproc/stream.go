@@ -287,6 +287,8 @@ func (s *stream) decided(t routing.Target, err *routing.Error) {
 		return
 	}
 	s.phase, s.target = phaseRouted, t
+	// The answer may take minutes, and the prompt pins the request's body.
+	s.promise.Request.Prompt = routing.Prompt{}
 	s.metrics.request(t.Reason)
 	s.destination = destinationOf(t)
 	switch s.reply {

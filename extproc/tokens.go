@@ -49,7 +49,7 @@ func (s *scanner) tokens() []kvindex.TokenID {
 	}
 }
 
-func isSpace(c byte) bool { return c == ' ' || c == '\n' || c == '\r' || c == '\t' }
+func isSpace(c byte) bool { return c <= ' ' && (c == ' ' || c == '\n' || c == '\r' || c == '\t') }
 
 // number reads the token id that b begins with and returns its length in
 // bytes, 0 if there is none. Something that is not a digit must follow in b.
