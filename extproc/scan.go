@@ -173,17 +173,27 @@ const (
 	highBits  = 0x8080808080808080
 )
 
+// stops sets the high bit of each byte of w that is a quote, a backslash or a
+// control character. Only the lowest set bit is exact. The second bit turned
+// over puts the quote right behind the control characters.
+func stops(w uint64) uint64 {
+	low, escape := w^0x02*everyByte, w^'\\'*everyByte
+	return ((low-0x21*everyByte)&^low | (escape-everyByte)&^escape) & highBits
+}
+
 // str consumes a string, whose opening quote is next.
 func (s *scanner) str() {
 	s.pos++
 	for {
-		// A byte's high bit gets set in stop if the byte is a quote, a backslash
-		// or a control character; the lowest set bit is exact.
+		for rest := s.src[s.pos:]; len(rest) >= 16; rest = rest[16:] {
+			a, b := stops(binary.LittleEndian.Uint64(rest)), stops(binary.LittleEndian.Uint64(rest[8:]))
+			if a|b != 0 {
+				break
+			}
+			s.pos += 16
+		}
 		for s.pos+8 <= len(s.src) {
-			w := binary.LittleEndian.Uint64(s.src[s.pos:])
-			quote, escape := w^('"'*everyByte), w^('\\'*everyByte)
-			stop := ((quote-everyByte)&^quote | (escape-everyByte)&^escape | (w-' '*everyByte)&^w) & highBits
-			if stop != 0 {
+			if stop := stops(binary.LittleEndian.Uint64(s.src[s.pos:])); stop != 0 {
 				s.pos += bits.TrailingZeros64(stop) / 8
 				break
 			}
