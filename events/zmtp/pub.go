@@ -85,17 +85,28 @@ func (p *Pub) Dropped() (n uint64) {
 	return n
 }
 
+// Subscribers returns how many connected peers have a subscription.
+func (p *Pub) Subscribers() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.subscribed()
+}
+
+func (p *Pub) subscribed() (n int) {
+	for s := range p.peers {
+		if len(s.topics) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // WaitSubscribers returns when at least n connected peers have a subscription,
 // or with ctx's error.
 func (p *Pub) WaitSubscribers(ctx context.Context, n int) error {
 	for {
 		p.mu.Lock()
-		have := 0
-		for s := range p.peers {
-			if len(s.topics) > 0 {
-				have++
-			}
-		}
+		have := p.subscribed()
 		changed := p.changed
 		p.mu.Unlock()
 		if have >= n {

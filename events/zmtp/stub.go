@@ -46,6 +46,9 @@ func (*Pub) Send(...[]byte) error { return ErrNotBuilt }
 // Dropped returns 0.
 func (*Pub) Dropped() uint64 { return 0 }
 
+// Subscribers returns 0.
+func (*Pub) Subscribers() int { return 0 }
+
 // WaitSubscribers returns [ErrNotBuilt].
 func (*Pub) WaitSubscribers(context.Context, int) error { return ErrNotBuilt }
 

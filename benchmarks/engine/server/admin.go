@@ -28,7 +28,7 @@ func (s *Server) models(w http.ResponseWriter, _ *http.Request) {
 			ID: id, Object: "model", Created: s.started.Unix(), OwnedBy: "vllm", Root: root, Permission: []struct{}{},
 		}
 	}
-	length := s.core.Config().MaxModelLen
+	length := s.engine.MaxModelLen
 	var cards []modelCard
 	for _, name := range s.cfg.Models {
 		c := card(name, s.cfg.Models[0])
@@ -86,7 +86,7 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) {
 	}
 	writeJSON(w, http.StatusOK, map[string]any{
 		"count":         len(tokens),
-		"max_model_len": s.core.Config().MaxModelLen,
+		"max_model_len": s.engine.MaxModelLen,
 		"tokens":        tokens,
 		"token_strs":    nil,
 	})
@@ -98,7 +98,7 @@ func (s *Server) health(http.ResponseWriter, *http.Request) {}
 // AllBlocksCleared leaves with the next step, as observed of vLLM.
 func (s *Server) resetPrefixCache(w http.ResponseWriter, r *http.Request) {
 	var success bool
-	if err := s.driver.call(r.Context(), s.driver.boundary, func() { success = s.core.Reset() }); err != nil {
+	if err := s.driver.call(r.Context(), s.driver.boundary, func() { success = s.driver.core.Reset() }); err != nil {
 		writeError(w, err)
 		return
 	}
@@ -118,7 +118,7 @@ func (s *Server) kvEventSources(w http.ResponseWriter, _ *http.Request) {
 			"publisher":              "zmq",
 			"endpoint":               s.EventsEndpoint(),
 			"replay_endpoint":        replay,
-			"buffer_steps":           s.cfg.BufferSteps,
+			"buffer_steps":           s.publisher.bufferSteps(),
 			"hwm":                    reportedHWM,
 			"max_queue_size":         reportedHWM,
 			"topic":                  s.cfg.Topic,
@@ -155,15 +155,15 @@ type poolTruth struct {
 
 // debugPool answers with every cached block, from the pool itself.
 func (s *Server) debugPool(w http.ResponseWriter, r *http.Request) {
-	truth := poolTruth{BlockSize: s.core.Config().BlockSize, Blocks: []heldBlock{}}
+	truth := poolTruth{BlockSize: s.engine.BlockSize, Blocks: []heldBlock{}}
 	err := s.driver.call(r.Context(), s.driver.boundary, func() {
 		if s.publisher != nil {
 			truth.NextSeq = s.publisher.nextSeq()
 		}
-		truth.PendingEvents = s.core.PendingEvents()
-		stats := s.core.Stats()
+		truth.PendingEvents = s.driver.core.PendingEvents()
+		stats := s.driver.core.Stats()
 		truth.Running, truth.Waiting = stats.Running, stats.Waiting
-		for _, h := range s.core.Held() {
+		for _, h := range s.driver.core.Held() {
 			truth.Blocks = append(truth.Blocks, heldBlock{
 				Hash:        strconv.FormatUint(uint64(h.Hash), 10),
 				Tokens:      h.AppendPrefix(nil),

@@ -22,5 +22,7 @@
 //
 // Routes under /debug are this server's own. GET /debug/pool is the pool's
 // truth. POST /debug/faults sets the faults of [Faults] that its JSON body
-// names and answers with all of them.
+// names and answers with all of them: events lost, doubled, out of order,
+// unknown or garbage, a stall, restarts, late subscriptions, and replays that
+// are short, holey or without an end.
 package server

@@ -67,16 +67,24 @@ type stream struct {
 	mu       sync.Mutex // guards what follows
 	tokens   []kvindex.TokenID
 	finished *engine.Finished
+	lost     bool // the engine was restarted
 }
 
 // take returns the tokens since the last call, and the summary if there will
-// be no more.
-func (s *stream) take() ([]kvindex.TokenID, *engine.Finished) {
+// be no more. lost says that the sequence has gone with its engine.
+func (s *stream) take() (tokens []kvindex.TokenID, finished *engine.Finished, lost bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	tokens := s.tokens
+	tokens = s.tokens
 	s.tokens = nil
-	return tokens, s.finished
+	return tokens, s.finished, s.lost
+}
+
+func (s *stream) lose() {
+	s.mu.Lock()
+	s.lost = true
+	s.mu.Unlock()
+	s.notify()
 }
 
 func (s *stream) put(token kvindex.TokenID) {
@@ -177,6 +185,17 @@ func (d *driver) deliver(now time.Time, r engine.StepResult) {
 		d.metrics.e2eLatency.Observe(now.Sub(s.arrived).Seconds())
 		s.finish(f)
 	}
+}
+
+// replace puts a new core in the place of the old one, whose sequences are
+// lost. It runs between two steps.
+func (d *driver) replace(core *engine.Core) {
+	for _, s := range d.streams {
+		s.lose()
+	}
+	clear(d.streams)
+	d.core = core
+	d.snapshot()
 }
 
 func (d *driver) snapshot() {

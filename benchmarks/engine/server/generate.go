@@ -102,7 +102,7 @@ func (s *Server) completions(w http.ResponseWriter, r *http.Request) {
 	}
 	maxTokens := q.MaxTokens
 	if maxTokens == nil {
-		n := max(1, min(defaultCompletionTokens, s.core.Config().MaxModelLen-len(prompt)))
+		n := max(1, min(defaultCompletionTokens, s.engine.MaxModelLen-len(prompt)))
 		maxTokens = &n
 	}
 	g, err := s.plan(q.sampling, prompt, maxTokens)
@@ -256,7 +256,10 @@ func (s *Server) collect(
 		case <-s.driver.stopped:
 			return engine.Finished{}, errStopped
 		}
-		tokens, finished := st.take()
+		tokens, finished, lost := st.take()
+		if lost {
+			return engine.Finished{}, errStopped
+		}
 		if len(tokens) > 0 {
 			if err := each(tokens); err != nil {
 				s.driver.abort(st)

@@ -27,16 +27,16 @@ type publisher struct {
 	topic  []byte
 	rank   int
 	legacy bool // replay answers without a topic frame
-	limit  int  // batches kept
 	logger *slog.Logger
+	closed chan struct{}
 
-	pub    *zmtp.Pub
-	router *zmtp.Router // nil without replay
-
-	mu   sync.Mutex // guards what follows
-	next uint64     // sequence of the next batch
-	ring []batch    // ascending, at most limit
-	drop int        // batches still to lose
+	mu     sync.Mutex   // guards what follows
+	pub    *zmtp.Pub    // replaced by a restart
+	router *zmtp.Router // nil without replay; replaced by a restart
+	next   uint64       // sequence of the next batch
+	ring   []batch      // ascending, at most limit
+	limit  int          // batches kept
+	faults eventFaults
 }
 
 // listenPublisher binds the sockets that cfg asks for.
@@ -48,6 +48,7 @@ func listenPublisher(ctx context.Context, cfg Config, logger *slog.Logger) (*pub
 		legacy: cfg.LegacyReplay,
 		limit:  cfg.BufferSteps,
 		logger: logger,
+		closed: make(chan struct{}),
 	}
 	var err error
 	if p.pub, err = zmtp.ListenPub(ctx, cfg.Events); err != nil {
@@ -70,23 +71,41 @@ func (p *publisher) publish(events []engine.Event, now time.Time) {
 	payload := engine.AppendBatch(nil, p.format, ts, events, p.rank)
 
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	f := &p.faults
+	if take(&f.unknown) {
+		payload = withUnknownEvent(payload)
+	}
 	b := batch{seq: p.next, payload: payload}
 	p.next++
-	if p.drop > 0 {
-		p.drop--
-		p.mu.Unlock()
+	if take(&f.drop) {
 		p.logger.Info("batch dropped by fault", slog.Uint64("seq", b.seq))
 		return
 	}
-	if len(p.ring) == p.limit {
-		p.ring = p.ring[1:]
-	}
 	p.ring = append(p.ring, b)
-	p.mu.Unlock()
-
-	if err := p.pub.Send(p.topic, seqFrame(b.seq), b.payload); err != nil {
-		p.logger.Warn("kv event batch not sent", slog.Uint64("seq", b.seq), slog.Any("error", err))
+	p.trim()
+	if f.resume != nil {
+		f.stalled = append(f.stalled, b)
+		return
 	}
+	p.send(b)
+}
+
+// trim keeps the ring within its limit. The caller holds mu.
+func (p *publisher) trim() {
+	if n := len(p.ring) - p.limit; n > 0 {
+		p.ring = p.ring[n:]
+	}
+}
+
+// endpoints returns where the sockets listen, "" for one that there is not.
+func (p *publisher) endpoints() (events, replay string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.router != nil {
+		replay = p.router.Endpoint()
+	}
+	return p.pub.Endpoint(), replay
 }
 
 // nextSeq is the sequence number of the next batch.
@@ -96,18 +115,10 @@ func (p *publisher) nextSeq() uint64 {
 	return p.next
 }
 
-// dropNext sets the number of batches to lose.
-func (p *publisher) dropNext(n int) {
+func (p *publisher) bufferSteps() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.drop = n
-}
-
-// dropping is the number of batches still to lose.
-func (p *publisher) dropping() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.drop
+	return p.limit
 }
 
 // serveReplay answers replay requests until close. A request is the client's
@@ -115,11 +126,15 @@ func (p *publisher) dropping() int {
 // big-endian; anything else is dropped with a warning, as vLLM does.
 func (p *publisher) serveReplay(ctx context.Context) error {
 	for {
-		frames, err := p.router.Recv()
+		router := p.replaySocket()
+		frames, err := router.Recv()
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
+			if p.replaySocket() != router {
+				continue // restarted
+			}
 			return fmt.Errorf("replay: %w", err)
 		}
 		if len(frames) != 3 || len(frames[1]) != 0 || len(frames[2]) != 8 {
@@ -127,40 +142,63 @@ func (p *publisher) serveReplay(ctx context.Context) error {
 				slog.Int("frames", len(frames)))
 			continue
 		}
-		p.replay(frames[0], binary.BigEndian.Uint64(frames[2]))
+		p.replay(router, frames[0], binary.BigEndian.Uint64(frames[2]))
 	}
+}
+
+func (p *publisher) replaySocket() *zmtp.Router {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.router
 }
 
 // replay sends all kept batches from start on, then the end marker: a
 // sequence of all ones with an empty payload and, in the newer layout, an
 // empty topic.
-func (p *publisher) replay(identity []byte, start uint64) {
+func (p *publisher) replay(router *zmtp.Router, identity []byte, start uint64) {
+	p.waitStalled()
 	p.mu.Lock()
-	batches := p.ring
+	batches, f := p.ring, p.faults
 	p.mu.Unlock()
+	sent := 0
 	for _, b := range batches {
 		if b.seq < start {
 			continue
 		}
-		if err := p.reply(identity, p.topic, b.seq, b.payload); err != nil {
+		sent++
+		if f.replayHole > 0 && sent > f.replayHoleAfter && sent <= f.replayHoleAfter+f.replayHole {
+			continue
+		}
+		if err := p.reply(router, identity, p.topic, b.seq, b.payload); err != nil {
 			p.logger.Warn("replay cut short", slog.Uint64("seq", b.seq), slog.Any("error", err))
 			return
 		}
 	}
-	if err := p.reply(identity, nil, math.MaxUint64, nil); err != nil {
+	if f.replayNoMarker {
+		return
+	}
+	if err := p.reply(router, identity, nil, math.MaxUint64, nil); err != nil {
 		p.logger.Warn("replay end not sent", slog.Any("error", err))
 	}
 }
 
-func (p *publisher) reply(identity, topic []byte, seq uint64, payload []byte) error {
+func (p *publisher) reply(router *zmtp.Router, identity, topic []byte, seq uint64, payload []byte) error {
 	if p.legacy {
-		return p.router.Send(identity, nil, seqFrame(seq), payload)
+		return router.Send(identity, nil, seqFrame(seq), payload)
 	}
-	return p.router.Send(identity, nil, topic, seqFrame(seq), payload)
+	return router.Send(identity, nil, topic, seqFrame(seq), payload)
 }
 
 // close closes the sockets, which ends serveReplay.
 func (p *publisher) close() {
+	close(p.closed)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closeSockets()
+}
+
+// closeSockets closes what listens. The caller holds mu.
+func (p *publisher) closeSockets() {
 	_ = p.pub.Close()
 	if p.router != nil {
 		_ = p.router.Close()

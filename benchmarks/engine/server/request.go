@@ -130,7 +130,7 @@ func (s *Server) plan(q sampling, prompt []kvindex.TokenID, maxTokens *int) (gen
 	if err != nil {
 		return generation{}, err
 	}
-	limit := s.core.Config().MaxModelLen
+	limit := s.engine.MaxModelLen
 	room := limit - len(prompt)
 	switch {
 	case q.N != nil && *q.N != 1:

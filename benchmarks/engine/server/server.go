@@ -22,7 +22,7 @@ const shutdownTimeout = 5 * time.Second
 type Server struct {
 	cfg       Config
 	logger    *slog.Logger
-	core      *engine.Core
+	engine    engine.Config // with defaults
 	tokenizer *engine.Tokenizer
 	driver    *driver
 	metrics   *metrics
@@ -53,7 +53,7 @@ func New(cfg Config, logger *slog.Logger) (*Server, error) {
 	s := &Server{
 		cfg:       cfg,
 		logger:    logger,
-		core:      core,
+		engine:    core.Config(),
 		tokenizer: tokenizer,
 		registry:  prometheus.NewRegistry(),
 		ready:     make(chan struct{}),
@@ -78,15 +78,26 @@ func (s *Server) EventsEndpoint() string {
 	if s.publisher == nil {
 		return ""
 	}
-	return s.publisher.pub.Endpoint()
+	events, _ := s.publisher.endpoints()
+	return events
 }
 
 // ReplayEndpoint is the replay endpoint, tcp://host:port, or "".
 func (s *Server) ReplayEndpoint() string {
-	if s.publisher == nil || s.publisher.router == nil {
+	if s.publisher == nil {
 		return ""
 	}
-	return s.publisher.router.Endpoint()
+	_, replay := s.publisher.endpoints()
+	return replay
+}
+
+// WaitSubscribers returns when at least n subscriptions to the KV events are
+// in force, or with ctx's error. The server must be ready and have events.
+func (s *Server) WaitSubscribers(ctx context.Context, n int) error {
+	s.publisher.mu.Lock()
+	pub := s.publisher.pub
+	s.publisher.mu.Unlock()
+	return pub.WaitSubscribers(ctx, n)
 }
 
 // Run serves until ctx ends, and returns when nothing runs any more. Requests
@@ -118,7 +129,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		return nil
 	})
-	if s.publisher != nil && s.publisher.router != nil {
+	if s.cfg.Replay != "" {
 		group.Go(func() error { return s.publisher.serveReplay(ctx) })
 	}
 	group.Go(func() error {
