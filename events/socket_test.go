@@ -109,6 +109,7 @@ type router struct {
 	hasher  kvindex.Hasher
 	manager *Manager
 	pool    *pool.Pool
+	first   int // token of the chain's first block
 }
 
 func startRouter(t *testing.T, cfg Config, spec pool.Spec) *router {
@@ -147,7 +148,7 @@ func (r *router) await(t *testing.T, n int, trust kvindex.Trust) {
 	chain := []kvindex.BlockHash{}
 	at := r.hasher.Root(kvindex.Scope{Model: "m", BlockSize: 1})
 	for i := range n + 1 {
-		at = kvindex.Mix(at, r.hasher.Content([]kvindex.TokenID{kvindex.TokenID(i)}))
+		at = kvindex.Mix(at, r.hasher.Content([]kvindex.TokenID{kvindex.TokenID(r.first + i)}))
 		chain = append(chain, at)
 	}
 	tick := time.NewTicker(time.Millisecond)
