@@ -26,12 +26,11 @@ type Candidate struct {
 	// Trust is how far its events can be believed: the least of its publishers,
 	// silent where none of them matched.
 	Trust kvindex.Trust
-	// InFlight, PrefillTokens and ContextTokens are the requests that this
-	// router has in flight there, the prefill tokens reserved by them and their
-	// prompts' tokens, at the instant of the choice; Backlog is how long the
-	// prefill work sent there will still take.
-	InFlight, PrefillTokens, ContextTokens int64
-	Backlog                                time.Duration
+	// InFlight is the number of requests that this router has in flight there,
+	// at the instant of the choice; Backlog is how long the prefill work sent
+	// there will still take.
+	InFlight int64
+	Backlog  time.Duration
 	// Load is what the engine's metrics said, nil if they never did, and Fresh
 	// which of it still counts.
 	Load  *pool.Load
@@ -46,7 +45,7 @@ type Candidate struct {
 // look reads what is known of the endpoint's load.
 func (c *Candidate) look(now time.Time) {
 	s := c.Endpoint.State
-	c.InFlight, c.PrefillTokens, c.ContextTokens = s.InFlight(), s.PrefillTokens(), s.ContextTokens()
+	c.InFlight = s.InFlight()
 	c.Backlog = s.Backlog(now)
 	c.Load = s.Load()
 	c.Fresh = c.Load.Fresh(now)

@@ -664,6 +664,47 @@ func TestSubset_ManyAddresses(t *testing.T) {
 	choose(t, r, Request{Model: "m", Subset: []string{"127.0.0.1:1000"}})
 }
 
+// Against a dumb model: sort.
+func TestFirst_AgreesWithTheModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sc := &scratch{}
+		for i := range rapid.IntRange(1, 12).Draw(t, "candidates") {
+			cost := float64(rapid.IntRange(0, 3).Draw(t, "cost"))
+			if cost == 3 {
+				cost = math.Inf(1)
+			}
+			sc.candidates = append(sc.candidates, Candidate{Endpoint: &pool.Endpoint{ID: kvindex.EndpointID(i)}, Cost: cost})
+		}
+		n, draw := rapid.IntRange(1, len(sc.candidates)).Draw(t, "n"), rapid.Uint64().Draw(t, "draw")
+		want := slices.Clone(sc.candidates)
+		slices.SortFunc(want, func(a, b Candidate) int {
+			return order(a.Cost, b.Cost, mix64(draw^uint64(a.Endpoint.ID)), mix64(draw^uint64(b.Endpoint.ID)))
+		})
+		sc.first(n, draw)
+		seen := map[kvindex.EndpointID]bool{}
+		for i, c := range sc.candidates {
+			if i < n && c.Endpoint != want[i].Endpoint {
+				t.Fatalf("place %d has endpoint %d, want %d", i, c.Endpoint.ID, want[i].Endpoint.ID)
+			}
+			seen[c.Endpoint.ID] = true
+		}
+		if len(seen) != len(want) {
+			t.Fatal("a candidate was lost")
+		}
+	})
+}
+
+// order compares costs and, where they are equal, draws.
+func order(a, b float64, x, y uint64) int {
+	switch {
+	case a < b, a == b && x < y:
+		return -1
+	case a == b && x == y:
+		return 0
+	}
+	return 1
+}
+
 func benchmarkFleet(tb testing.TB, n int) (*Router, *scratch) {
 	r := fleet(tb, engines(n)...)
 	random := rand.New(rand.NewPCG(5, 5))
@@ -694,7 +735,7 @@ func TestJudge_AllocatesNothing(t *testing.T) {
 	for _, name := range allNames() {
 		p := judged(t, r, name)
 		st := r.settings.Load()
-		if n := testing.AllocsPerRun(5, func() { r.judge(st, req, sc, p); r.best(sc.candidates) }); n != 0 {
+		if n := testing.AllocsPerRun(5, func() { r.judge(st, req, sc, p); sc.first(3, r.rand.Uint64()) }); n != 0 {
 			t.Errorf("%s: judging 1,000 endpoints allocates %v times, want 0", name, n)
 		}
 	}
@@ -711,7 +752,29 @@ func BenchmarkJudge(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
 					r.judge(st, req, sc, p)
-					r.best(sc.candidates)
+					sc.first(3, r.rand.Uint64())
+				}
+			})
+		}
+	}
+}
+
+// A whole decision, with what it keeps, over many endpoints.
+func BenchmarkRoute(b *testing.B) {
+	for _, n := range []int{10, 1000} {
+		r, _ := benchmarkFleet(b, n)
+		for _, e := range r.pool.Snapshot().Endpoints {
+			e.State.ObserveBlockSize(16)
+		}
+		for _, name := range []string{"random", "least-request", "least-kv-cache", "prefix-cache"} {
+			req := ids("m", tokens(0, 256))
+			req.Strategy = name
+			b.Run(fmt.Sprintf("%s/endpoints=%d", name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					c := NewContext(context.Background(), req)
+					r.Route(c)
+					c.Finish()
 				}
 			})
 		}

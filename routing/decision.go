@@ -158,7 +158,7 @@ func (l *decisionLog) resized(n int) decisionLog {
 
 // record keeps one decision; the candidates of sc are in the order of
 // preference as far as the target's list reaches.
-func (l *decisionLog) record(st *settings, sc *scratch, t *Target, p *prospect) {
+func (l *decisionLog) record(sc *scratch, t *Target, p *prospect) {
 	if len(l.ring) == 0 {
 		return
 	}
@@ -196,6 +196,8 @@ func (d *Decision) fill(sc *scratch, t *Target, p *prospect, n int) {
 }
 
 func (v *CandidateView) fill(sc *scratch, c *Candidate, s *strategy) {
+	c.look(sc.scene.now) // a strategy may not have needed it
+	state := c.Endpoint.State
 	terms := v.Terms[:0]
 	if !c.Missing && !math.IsInf(c.Cost, 0) {
 		terms = s.termsOf(&sc.scene, c, terms)
@@ -203,9 +205,9 @@ func (v *CandidateView) fill(sc *scratch, c *Candidate, s *strategy) {
 	*v = CandidateView{
 		Name: c.Endpoint.Name, Address: c.Endpoint.Address, Terms: terms, Missing: c.Missing, Cooling: c.Cooling,
 		MatchedTokens: c.MatchedTokens, DeviceTokens: c.DeviceTokens, ExpectedTokens: c.ExpectedTokens,
-		InFlight: c.InFlight, PrefillTokens: c.PrefillTokens, ContextTokens: c.ContextTokens,
+		InFlight: c.InFlight, PrefillTokens: state.PrefillTokens(), ContextTokens: state.ContextTokens(),
 		BacklogSeconds: c.Backlog.Seconds(), Source: sourceEvents, Trust: c.Trust.String(),
-		Faith: c.Endpoint.State.Faith(), cost: c.Cost,
+		Faith: state.Faith(), cost: c.Cost,
 	}
 	if len(c.Endpoint.Publishers) == 0 {
 		v.Source = sourceApproximate
@@ -233,7 +235,8 @@ func (d *Decision) detached() Decision {
 			v.Cost = &cost
 		}
 		if v.Load != nil {
-			v.Load = &v.load
+			load := v.load
+			v.Load = &load
 		}
 	}
 	return c

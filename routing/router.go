@@ -93,6 +93,7 @@ type scratch struct {
 	scene      scene
 	candidates []Candidate
 	costs      []float64
+	best       []int32
 	subset     []string
 	inSubset   map[string]struct{}
 	query      TokenQuery

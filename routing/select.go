@@ -102,7 +102,12 @@ func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect) (Re
 		now: req.Arrived, req: req, settings: st, adapter: p.adapter, promptTokens: p.promptTokens, rand: r.rand,
 	}
 	for i := range sc.candidates {
-		sc.candidates[i].look(req.Arrived)
+		c := &sc.candidates[i]
+		if p.counts {
+			c.InFlight = c.Endpoint.State.InFlight()
+		} else {
+			c.look(req.Arrived)
+		}
 	}
 	reason := p.strategy.reason
 	if p.matches {
@@ -149,10 +154,8 @@ func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *pros
 	if reason == ReasonPrefix {
 		longest = sc.longest()
 	}
-	// A partial selection sort: n is 3 by default.
+	sc.first(n, r.rand.Uint64())
 	for i := range n {
-		best := r.best(cands[i:]) + i
-		cands[i], cands[best] = cands[best], cands[i]
 		endpoints[i] = cands[i].Endpoint
 	}
 	won := &cands[0]
@@ -163,6 +166,7 @@ func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *pros
 		Endpoints: endpoints, Strategy: p.name, Reason: reason, Tokens: p.tokens,
 		PromptTokens: p.promptTokens, MatchedTokens: won.MatchedTokens,
 	}
+	r.log.record(sc, &t, p)
 	r.turn++
 	r.reserve(sc, won, &t)
 	won.Endpoint.State.SetTurn(r.turn)
@@ -171,7 +175,6 @@ func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *pros
 	if missing > 0 {
 		r.metrics.missing[p.metricName()].Inc()
 	}
-	r.log.record(st, sc, &t, p)
 	return t, r.turn
 }
 
@@ -218,21 +221,42 @@ func guessTokens(r *Request) int64 {
 	return 0
 }
 
-// best returns the index of the candidate of the smallest cost, one of them at
-// random. The caller holds mu.
-func (r *Router) best(cands []Candidate) int {
-	best, ties := 0, 1
-	for i := 1; i < len(cands); i++ {
-		switch {
-		case cands[i].Cost < cands[best].Cost:
-			best, ties = i, 1
-		case cands[i].Cost == cands[best].Cost:
-			if ties++; r.rand.IntN(ties) == 0 {
-				best = i
+// first moves the n best candidates to the front, best first. Equal costs are
+// ordered by chance, which draw is: every endpoint's draw is a hash of it.
+func (sc *scratch) first(n int, draw uint64) {
+	cands := sc.candidates
+	before := func(a, b *Candidate) bool {
+		if a.Cost != b.Cost {
+			return a.Cost < b.Cost
+		}
+		return mix64(draw^uint64(a.Endpoint.ID)) < mix64(draw^uint64(b.Endpoint.ID))
+	}
+	// The best so far, as indices. n is 3 by default, and few candidates are
+	// better than the last of them.
+	best := sc.best[:0]
+	for i := range cands {
+		if len(best) == n && !before(&cands[i], &cands[best[n-1]]) {
+			continue
+		}
+		if len(best) < n {
+			best = append(best, int32(i))
+		}
+		at := len(best) - 1
+		for ; at > 0 && before(&cands[i], &cands[best[at-1]]); at-- {
+			best[at] = best[at-1]
+		}
+		best[at] = int32(i)
+	}
+	for i, from := range best {
+		cands[i], cands[from] = cands[from], cands[i]
+		// What was at i has moved.
+		for j := i + 1; j < n; j++ {
+			if best[j] == int32(i) {
+				best[j] = from
 			}
 		}
 	}
-	return best
+	sc.best = best
 }
 
 // observe records what a request told about an endpoint.

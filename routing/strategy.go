@@ -26,6 +26,8 @@ type strategy struct {
 	seconds func(*settings) float64
 	// matches: candidates need to know how much of the prompt they hold.
 	matches bool
+	// counts: requests in flight are all that it reads of an endpoint.
+	counts bool
 	// prepare sees all candidates before the first of them gets a cost; nil: no
 	// need to. It may return a reason why the strategy cannot decide; then the
 	// fewest requests in flight decide.

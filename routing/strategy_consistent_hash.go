@@ -13,7 +13,8 @@ import "github.com/zeebo/xxh3"
 // without any key goes to the fewest requests in flight.
 func strategyConsistentHash() strategy {
 	return strategy{
-		name: "consistent-hash", doc: "the endpoint of the prompt's beginning, unless it is overloaded",
+		counts: true,
+		name:   "consistent-hash", doc: "the endpoint of the prompt's beginning, unless it is overloaded",
 		formula: "rendezvous hash; + 1 + excess over 1.25 × mean in flight", unit: UnitHash,
 		needs: "a prompt, x-session-id or user", missing: "none of them: fewest requests in flight",
 		prepare: func(sc *scene, cands []Candidate) Reason {

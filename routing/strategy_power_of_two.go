@@ -11,7 +11,8 @@ import "math"
 // Balancing", 2001; AIBrix power-of-two. Missing data: needs none.
 func strategyPowerOfTwo() strategy {
 	return strategy{
-		name: "power-of-two", doc: "the one with fewer requests in flight of two that are drawn at random",
+		counts: true,
+		name:   "power-of-two", doc: "the one with fewer requests in flight of two that are drawn at random",
 		formula: "requests in flight; infinite unless drawn", unit: UnitRequests, needs: "own accounting", missing: "–",
 		prepare: func(sc *scene, cands []Candidate) Reason {
 			sc.drawn[0], sc.drawn[1] = nil, nil

@@ -5,7 +5,8 @@ package routing
 // Formula: 0. Source: AIBrix random. Missing data: needs none.
 func strategyRandom() strategy {
 	return strategy{
-		name: "random", doc: "any endpoint, with equal chances",
+		counts: true,
+		name:   "random", doc: "any endpoint, with equal chances",
 		formula: "0", unit: UnitNone, needs: "nothing", missing: "–",
 		cost:   func(*scene, *Candidate) float64 { return 0 },
 		reason: ReasonRandom,

@@ -18,7 +18,8 @@ import "github.com/zeebo/xxh3"
 // a request without a key goes to the fewest requests in flight.
 func strategySessionAffinity() strategy {
 	return strategy{
-		name: "session-affinity", doc: "the endpoint of the request's x-session-id, unless it is overloaded",
+		counts: true,
+		name:   "session-affinity", doc: "the endpoint of the request's x-session-id, unless it is overloaded",
 		formula: "rendezvous hash; + 1 + excess over 1.25 × mean in flight", unit: UnitHash,
 		needs: "x-session-id header", missing: "no header: fewest requests in flight",
 		prepare: func(sc *scene, cands []Candidate) Reason {

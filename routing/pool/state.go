@@ -11,28 +11,28 @@ import (
 // endpoint, and holds what was learned of it: its engine's load, its failures,
 // its block sizes. Safe for concurrent use.
 type State struct {
-	inFlight      atomic.Int64
-	prefillTokens atomic.Int64
-	contextTokens atomic.Int64
-	turn          atomic.Uint64
+	// The first eight words are what decisions read of every endpoint: they
+	// share a cache line.
 
+	inFlight atomic.Int64
+	// cool and failures are the failure state, see cooldown.go.
+	cool atomic.Int64
 	// drains is when the prefill work given so far will be done, in Unix
 	// nanoseconds, 0 before the first.
 	drains atomic.Int64
+	load   atomic.Pointer[Load]
+	// churn is the level of placed's rate, see [State.Churn].
+	churn atomic.Uint64
 	// placed counts the prompt tokens that were sent there to be computed.
 	placed atomic.Int64
-	// churn is the level of those tokens' rate, see [State.Churn].
-	churn atomic.Uint64
-
-	// cool and failures are the failure state, see cooldown.go.
-	cool     atomic.Int64
-	failures atomic.Int32
-
 	// refuted is 1 − faith as the bits of a float64, so that zero is full faith.
 	refuted atomic.Uint64
+	turn    atomic.Uint64
 
-	load       atomic.Pointer[Load]
-	blockSizes atomic.Pointer[[]int]
+	blockSizes    atomic.Pointer[[]int]
+	prefillTokens atomic.Int64
+	contextTokens atomic.Int64
+	failures      atomic.Int32
 }
 
 // Reserve counts one more request in flight, with tokens of prefill work
