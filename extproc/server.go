@@ -281,10 +281,13 @@ func (s *Server) step(st *stream, x *mailbox, now time.Time) (decide bool, err e
 }
 
 // await waits for the promise until the deadline of a decision on a request
-// that arrived at start.
+// that arrived at start, or was let wait by its strategy until the promise says.
 func (s *Server) await(p *routing.Context, start time.Time) (routing.Target, *routing.Error) {
 	if p.HasRouted() {
 		return p.Target(p)
+	}
+	if until := p.Until(); until.After(start) {
+		start = until
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), start.Add(s.cfg.DecisionTimeout))
 	defer cancel()

@@ -18,6 +18,8 @@ func statusOf(r routing.Reason) int {
 		return http.StatusRequestEntityTooLarge
 	case routing.ReasonUnsupported:
 		return http.StatusUnsupportedMediaType
+	case routing.ReasonQueueFull, routing.ReasonQueueTimeout:
+		return http.StatusTooManyRequests
 	case routing.ReasonNoEndpoint, routing.ReasonTimeout:
 		return http.StatusServiceUnavailable
 	}
@@ -41,7 +43,10 @@ func encodeError(e *routing.Error) []byte {
 	b.Error.Message = e.Message
 	b.Error.Code = e.Reason.String()
 	b.Error.Type = "invalid_request_error"
-	if statusOf(e.Reason) >= http.StatusInternalServerError {
+	switch status := statusOf(e.Reason); {
+	case status == http.StatusTooManyRequests:
+		b.Error.Type = "rate_limit_error"
+	case status >= http.StatusInternalServerError:
 		b.Error.Type = "server_error"
 	}
 	if e.Param != "" {

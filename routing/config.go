@@ -27,6 +27,7 @@ type Config struct {
 	// Decisions is how many recent decisions are kept for explanation.
 	Decisions   int               `yaml:"decisions" help:"recent decisions kept for /debug/decisions; 0 keeps none"`
 	PrefixCache PrefixCacheConfig `yaml:"prefix_cache"`
+	Queue       QueueConfig       `yaml:"queue"`
 }
 
 // Profile is a named choice of strategy.
@@ -67,6 +68,7 @@ func DefaultConfig() Config {
 			AffinityFloor: 0.8, Release: 500 * time.Millisecond, EvictionPrice: 3, ReuseHorizon: time.Minute,
 			PrefillRate: 15_000, LoadRate: 150_000, RequestCost: 5 * time.Millisecond,
 		},
+		Queue: DefaultQueueConfig(),
 	}
 }
 
@@ -79,7 +81,11 @@ func (c Config) Validate() error {
 	var errs []error
 	table := strategyTable()
 	named := func(field, text string) {
-		if _, err := lookUp(table, text); err != nil {
+		s, err := lookUp(table, text)
+		if err == nil && s.queues && c.Queue.MaxInFlight == 0 {
+			err = errQueueOff
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", field, err))
 		}
 	}
@@ -99,7 +105,8 @@ func (c Config) Validate() error {
 	if c.Decisions < 0 || c.Decisions > 1<<16 {
 		errs = append(errs, fmt.Errorf("decisions: %d is out of range; use 0 to %d", c.Decisions, 1<<16))
 	}
-	return errors.Join(append(errs, c.PrefixCache.validate()...)...)
+	errs = append(errs, c.PrefixCache.validate()...)
+	return errors.Join(append(errs, c.Queue.validate()...)...)
 }
 
 func (c PrefixCacheConfig) validate() []error {

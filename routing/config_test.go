@@ -30,7 +30,9 @@ prefix_cache.affinity_floor: 1.5 is out of range; use 0 to 1
 prefix_cache.eviction_price: NaN is out of range; use 0 to 1000
 prefix_cache.prefill_rate: 0 is out of range; use 1 to 1e+09
 prefix_cache.release: -1ns is out of range; use 0s to 1m0s
-prefix_cache.reuse_horizon: 1000h0m0s is out of range; use 0s to 24h0m0s`
+prefix_cache.reuse_horizon: 1000h0m0s is out of range; use 0s to 24h0m0s
+queue.max_waiting: 0 is out of range; use 1 to 65536
+queue.deadline: 0s is out of range; use more than 0s, up to 1h`
 	if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(bad.Validate().Error(), "\n")); diff != "" {
 		t.Errorf("faults (-want +got):\n%s", diff)
 	}

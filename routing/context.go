@@ -44,6 +44,9 @@ type place struct {
 	// recent knows the decision by its turn until its request ends.
 	recent *recent
 	turn   uint64
+	// freed, which may be nil, is told that an endpoint counts one request less.
+	// It must not block.
+	freed func()
 }
 
 // release takes back what t holds on e. What is left of its prefill work
@@ -51,6 +54,9 @@ type place struct {
 func (t *Target) release(e *pool.Endpoint, work int64) {
 	e.State.Release(work)
 	e.State.AddContext(-t.context)
+	if t.freed != nil {
+		t.freed()
+	}
 }
 
 // end releases what t holds on e, because its request has ended. What it left
@@ -92,6 +98,9 @@ type Context struct {
 	// finished is what state points to after done.
 	finished resolution
 
+	// until is written before Route returns.
+	until time.Time
+
 	// Written by the owner of the request only.
 	target *Target
 	held   *pool.Endpoint
@@ -126,6 +135,11 @@ func (c *Context) SetError(err *Error) bool {
 	}
 	return false
 }
+
+// Until returns when a strategy that lets the request wait resolves the promise
+// at the latest; the zero time if Route has resolved it. It is known when Route
+// returns: who awaits the promise grants that time on top of its own.
+func (c *Context) Until() time.Time { return c.until }
 
 // HasRouted tells, without blocking, whether the promise holds a target.
 func (c *Context) HasRouted() bool {

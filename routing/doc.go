@@ -18,6 +18,20 @@
 //     candidates are compared, the winner's in-flight count is raised. No two
 //     requests see the same idle endpoint.
 //
+// # Strategies that decide later
+//
+// [Router.Route] need not resolve the promise: a strategy may keep the [Context]
+// and call [Context.SetTarget] or [Context.SetError] when it knows more, from
+// any goroutine. Four things are asked of it. It says before Route returns until
+// when it will have resolved it ([Context.Until]), and does so. It reserves on
+// the target before SetTarget, which gives the reservation back if the request
+// has ended in between. It watches the request's own context, so that nothing
+// stays behind of a request that is gone. And its decision is one of then: load,
+// health and endpoints are read again. The strategy queue is the example: its
+// requests wait while every endpoint runs as many as it may, [Router.Run]
+// resolves them as requests end, by turns over the users, and those that
+// find no room in time are told when to try again.
+//
 // # What happens when something is missing
 //
 // Nothing that is missing fails a request. Without tokens, events or a match

@@ -55,6 +55,8 @@ const (
 	// blend, is known and fresh for no candidate; fewest requests in flight, or
 	// the other parts.
 	ReasonMetricMissing
+	// ReasonQueued: the request has waited, and the endpoint had room first.
+	ReasonQueued
 )
 
 // Reasons of an [Error].
@@ -75,6 +77,10 @@ const (
 	ReasonCanceled
 	// ReasonUnsupported: the body is in an encoding that cannot be read.
 	ReasonUnsupported
+	// ReasonQueueFull: too many requests wait for the model already.
+	ReasonQueueFull
+	// ReasonQueueTimeout: no endpoint had room within the queue's deadline.
+	ReasonQueueTimeout
 )
 
 var reasonNames = map[Reason]string{
@@ -104,6 +110,9 @@ var reasonNames = map[Reason]string{
 	ReasonTimeout:          "timeout",
 	ReasonCanceled:         "canceled",
 	ReasonUnsupported:      "unsupported_encoding",
+	ReasonQueued:           "queued",
+	ReasonQueueFull:        "queue_full",
+	ReasonQueueTimeout:     "queue_timeout",
 }
 
 // Reasons returns every reason, in numeric order.

@@ -38,6 +38,7 @@ type Router struct {
 	// predictor and approximate are nil if the index cannot predict.
 	predictor   Predictor
 	approximate *approximate
+	queue       *queue
 	// observer is observe, made a value once.
 	observer func(*pool.Endpoint, time.Time, pool.Outcome)
 
@@ -60,7 +61,7 @@ func New(cfg Config, p Pool, index Index, tokenizer Tokenizer, hasher kvindex.Ha
 	r := &Router{
 		pool: p, index: index, tokenizer: tokenizer, hasher: hasher, rand: random,
 		metrics: newMetrics(reg, append(Strategies(), blendMetric)), logger: log.With("component", "routing"),
-		log: newDecisionLog(cfg.Decisions),
+		log: newDecisionLog(cfg.Decisions), queue: newQueue(reg),
 	}
 	r.settings.Store(st)
 	r.observer = r.observe
@@ -121,8 +122,9 @@ func serves(e *pool.Endpoint, k chain) bool {
 	return slices.Contains(e.State.BlockSizes(), k.size) && (k.endpoints == nil || slices.Contains(k.endpoints, e))
 }
 
-// Route resolves c: before it returns, for every strategy there is today. It
-// waits for the tokenizer as long as that one's time budget and c allow.
+// Route has c resolved: before it returns, or later where the strategy lets
+// requests wait for room. It waits for the tokenizer as long as that one's time
+// budget and c allow.
 func (r *Router) Route(c *Context) {
 	sc := r.scratch.Get().(*scratch)
 	defer r.put(sc)
@@ -132,11 +134,20 @@ func (r *Router) Route(c *Context) {
 		r.fail(c, err)
 		return
 	}
-	t, turn := r.selectAndReserve(st, c, sc, &p)
-	r.predict(sc, &t, turn)
-	r.debug(c, sc, &t, &p)
-	if c.SetTarget(t) {
-		r.metrics.decided(p.metricName(), t)
+	if p.queues {
+		r.routeQueued(st, c, sc, &p)
+		return
+	}
+	t, turn := r.selectAndReserve(st, &c.Request, sc, &p)
+	r.resolve(c, sc, &t, turn, &p)
+}
+
+// resolve hands c a target that is reserved, and tells whoever has to know.
+func (r *Router) resolve(c *Context, sc *scratch, t *Target, turn uint64, p *prospect) {
+	r.predict(sc, t, turn)
+	r.debug(c, sc, t, p)
+	if c.SetTarget(*t) {
+		r.metrics.decided(p.metricName(), *t)
 	}
 }
 

@@ -110,7 +110,7 @@ func TestRoute_Errors(t *testing.T) {
 		want Reason
 		says string
 	}{
-		{"unknown strategy", w, Request{Model: "m", Strategy: "fastest"}, ReasonUnknownStrategy, "prefix-cache, random, round-robin"},
+		{"unknown strategy", w, Request{Model: "m", Strategy: "fastest"}, ReasonUnknownStrategy, "prefix-cache, queue, random, round-robin"},
 		{"long strategy", w, Request{Model: "m", Strategy: strings.Repeat("x", 5000)}, ReasonUnknownStrategy, "x…"},
 		{"unknown model", w, Request{Model: "nope"}, ReasonModelNotFound, `"nope" does not exist; this gateway serves alias, lora, m`},
 		{"subset without a candidate", w, Request{Model: "m", Subset: []string{"10.0.0.1:1"}}, ReasonNoEndpoint, "subset"},

@@ -141,15 +141,19 @@ func (sc *scratch) longest() int {
 // selectAndReserve picks the best candidate and counts the request on it, in
 // one step, and lists the next best behind it. It returns the decision's
 // number as well.
-func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *prospect) (Target, uint64) {
+func (r *Router) selectAndReserve(st *settings, req *Request, sc *scratch, p *prospect) (Target, uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.choose(st, req, sc, p)
+}
+
+// choose is selectAndReserve for those who hold the router's lock.
+func (r *Router) choose(st *settings, req *Request, sc *scratch, p *prospect) (Target, uint64) {
 	cands := sc.candidates
 	n := min(1+st.cfg.Fallbacks, len(cands))
 	endpoints := make([]*pool.Endpoint, n)
-	now := c.Request.Arrived
-
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	reason, missing := r.judge(st, &c.Request, sc, p)
+	now := req.Arrived
+	reason, missing := r.judge(st, req, sc, p)
 	longest := 0
 	if reason == ReasonPrefix {
 		longest = sc.longest()
@@ -171,7 +175,7 @@ func (r *Router) selectAndReserve(st *settings, c *Context, sc *scratch, p *pros
 	r.reserve(sc, won, &t)
 	won.Endpoint.State.SetTurn(r.turn)
 	won.Endpoint.State.Try(now)
-	t.observe = r.observer
+	t.observe, t.freed = r.observer, r.queue.release
 	if missing > 0 {
 		r.metrics.missing[p.metricName()].Inc()
 	}

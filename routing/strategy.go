@@ -38,6 +38,8 @@ type strategy struct {
 	terms func(*scene, *Candidate, []Term) []Term
 	// blend are the parts of a blend.
 	blend []part
+	// queues: requests wait for an endpoint with room, see queue.go.
+	queues bool
 	// reason is the reason of a decision that nothing degraded.
 	reason Reason
 }
@@ -59,6 +61,7 @@ func strategies() []strategy {
 		strategySessionAffinity(),
 		strategyConsistentHash(),
 		strategyLoRAAffinity(),
+		strategyQueue(),
 	}
 }
 

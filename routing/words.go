@@ -158,6 +158,8 @@ func (d *Decision) because() string {
 		return "another candidate holds more of the prompt, but waiting for that one would cost more"
 	case ReasonLoad.String():
 		return "no candidate has a lower load"
+	case ReasonQueued.String():
+		return "the request had waited for an endpoint with room, and no other with room has fewer requests in flight"
 	case ReasonRandom.String():
 		return "it was drawn at random"
 	case ReasonTurn.String():

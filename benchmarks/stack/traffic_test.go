@@ -357,22 +357,30 @@ func TestManyConcurrentStreams(t *testing.T) {
 
 // one sends a small request and requires that warmpath has routed it.
 func one(ctx context.Context, client *http.Client, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url+"/v1/completions", bytes.NewReader(completion(ids(1, 4), 1)))
+	r, err := post(ctx, client, url+"/v1/completions", completion(ids(1, 4), 1), "Routing-Strategy", "least-request")
+	if err == nil && (r.status != http.StatusOK || r.endpoint() == "") {
+		err = fmt.Errorf("status %d from %q: %s", r.status, r.endpoint(), r.body)
+	}
+	return err
+}
+
+// post sends JSON and reads the whole answer.
+func post(ctx context.Context, client *http.Client, url string, body []byte, header ...string) (reply, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return reply{}, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Routing-Strategy", "least-request")
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return err
+		return reply{}, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err == nil && (resp.StatusCode != http.StatusOK || resp.Header.Get("x-warmpath-endpoint") == "") {
-		err = fmt.Errorf("status %d from %q: %s", resp.StatusCode, resp.Header.Get("x-warmpath-endpoint"), b)
-	}
-	return err
+	return reply{resp.StatusCode, resp.Header, b}, err
 }
 
 func TestDrainBreaksNoStream(t *testing.T) { drained(t, func(*stack.Config) {}) }

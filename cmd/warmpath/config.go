@@ -232,7 +232,12 @@ func (c Config) messageTimeout() time.Duration {
 	if c.Envoy.MessageTimeout > 0 {
 		return c.Envoy.MessageTimeout
 	}
-	return c.ExtProc.DecisionTimeout + messageMargin
+	return c.longestDecision() + messageMargin
+}
+
+// longestDecision is how long the router may take to answer.
+func (c Config) longestDecision() time.Duration {
+	return c.ExtProc.DecisionTimeout + c.Routing.Queue.Wait()
 }
 
 // timeoutFaults reports timeouts that contradict each other.
@@ -240,6 +245,9 @@ func (c Config) timeoutFaults() []error {
 	var errs []error
 	if m, d := c.Envoy.MessageTimeout, c.ExtProc.DecisionTimeout; m > 0 && m <= d {
 		errs = append(errs, fmt.Errorf("envoy.message_timeout: %s is not above extproc.decision_timeout (%s), so Envoy would answer 504 before the router decides; use %s, or 0s for the default", m, d, d+messageMargin))
+	}
+	if m, d := c.Envoy.MessageTimeout, c.longestDecision(); m > c.ExtProc.DecisionTimeout && m <= d {
+		errs = append(errs, fmt.Errorf("envoy.message_timeout: %s is not above extproc.decision_timeout and routing.queue.deadline together (%s), so Envoy would answer 504 while requests wait for room; use %s, or 0s for the default", m, d, d+messageMargin))
 	}
 	if b, d := c.Tokenizer.Budget, c.ExtProc.DecisionTimeout; !c.Tokenizer.Disabled && b >= d && d > 0 {
 		errs = append(errs, fmt.Errorf("tokenizer.budget: %s leaves nothing of extproc.decision_timeout (%s) to fall back when no tokenizer answers; use less than %s", b, d, d))

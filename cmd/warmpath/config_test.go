@@ -121,7 +121,7 @@ w.yaml:5: extprok: no such key; did you mean extproc?`,
 			name: "wrong shapes",
 			yaml: valid + "log: x\nrouting: [a]\ntokenizer: {endpoints: http://a, budget: {a: b}}\nadmin: {listen: !!binary aGVsbG8=}",
 			want: `w.yaml:2: log: "x", where keys are expected (level, format)
-w.yaml:3: routing: a list, where keys are expected (strategy, lock, profiles, default_profile, fallbacks, decisions, prefix_cache)
+w.yaml:3: routing: a list, where keys are expected (strategy, lock, profiles, default_profile, fallbacks, decisions, prefix_cache, queue)
 w.yaml:4: tokenizer.endpoints: "http://a", where a list is expected, [one, two]
 w.yaml:4: tokenizer.budget: a mapping, where one value is expected
 w.yaml:5: admin.listen: !!binary is not supported; write the value itself`,
@@ -171,7 +171,7 @@ w.yaml:3: pool.static.endpoints[1].events: "ipc://x" is not a TCP endpoint; use 
 w.yaml:3: pool.static.endpoints[1].name: "a" is also the name of static.endpoints[0]; names must be unique
 w.yaml:4: pool.health.path: "x" does not start with a slash; use for example /health
 w.yaml:5: extproc.listen: "x" is not host:port; use for example 127.0.0.1:9002, or unix:PATH
-w.yaml:6: routing.strategy: "fastest" is not a strategy; use one of consistent-hash, least-busy-time, least-gpu-cache, least-kv-cache, least-latency, least-request, least-utilization, lora-affinity, power-of-two, prefix-cache, random, round-robin, session-affinity, throughput
+w.yaml:6: routing.strategy: "fastest" is not a strategy; use one of consistent-hash, least-busy-time, least-gpu-cache, least-kv-cache, least-latency, least-request, least-utilization, lora-affinity, power-of-two, prefix-cache, queue, random, round-robin, session-affinity, throughput
 w.yaml:9: tokenizer.endpoints[1]: "nope" is not an http URL; use for example http://10.0.0.7:8000
 w.yaml:10: index.max_blocks: -1 is negative; use 0 for the default of 4194304
 w.yaml:11: events.replays: 0 allows no replay; use 1 or more
@@ -220,6 +220,16 @@ w.yaml:4: envoy.admin: "[::1]:2" is taken by envoy.listen ("[::1]:2"); use anoth
 			yaml: valid + "extproc: {decision_timeout: 400ms}\nenvoy: {message_timeout: 400ms}",
 			want: `w.yaml: tokenizer.budget: 500ms leaves nothing of extproc.decision_timeout (400ms) to fall back when no tokenizer answers; use less than 400ms
 w.yaml:3: envoy.message_timeout: 400ms is not above extproc.decision_timeout (400ms), so Envoy would answer 504 before the router decides; use 1.4s, or 0s for the default`,
+		},
+		{
+			name: "a queue that Envoy does not wait for",
+			yaml: valid + "routing: {queue: {max_in_flight: 4, deadline: 10s}}\nenvoy: {message_timeout: 12s}",
+			want: `w.yaml:3: envoy.message_timeout: 12s is not above extproc.decision_timeout and routing.queue.deadline together (12s), so Envoy would answer 504 while requests wait for room; use 13s, or 0s for the default`,
+		},
+		{
+			name: "a queue without a limit",
+			yaml: valid + "routing: {strategy: queue}",
+			want: `w.yaml:2: routing.strategy: queue without routing.queue.max_in_flight lets no request wait; set it to how many requests an endpoint may run at a time`,
 		},
 		{
 			name: "events without any tokenizer",

@@ -106,6 +106,7 @@ func TestEnvoyBootstrap_FollowsConfig(t *testing.T) {
 	}{
 		{"buffer", func(c *Config) { c.ExtProc.MaxBodyBytes = 12345 }, []any{"static_resources", "listeners", 0, "per_connection_buffer_limit_bytes"}, "12345"},
 		{"message timeout by default", func(c *Config) { c.ExtProc.DecisionTimeout = 1500 * time.Millisecond }, extProcPath("message_timeout"), "2.5s"},
+		{"message timeout with a queue", func(c *Config) { c.Routing.Queue.MaxInFlight, c.Routing.Queue.Deadline = 1, 7*time.Second }, extProcPath("message_timeout"), "10s"},
 		{"message timeout", func(c *Config) { c.Envoy.MessageTimeout = 7 * time.Second }, extProcPath("message_timeout"), "7s"},
 		{"retries walk the list", func(c *Config) { c.Routing.Fallbacks = 4 }, retryPath("num_retries"), "4"},
 		{"a retry without a list", func(c *Config) { c.Routing.Fallbacks = 0 }, retryPath("num_retries"), "1"},

@@ -74,6 +74,7 @@ func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error 
 	defer signal.Stop(hup)
 	reloads := newReloader(src, cfg, r.routing.Reload, log, reg)
 	g.Go(func() error { return reloads.Run(failed, hup) })
+	g.Go(func() error { return r.routing.Run(failed) })
 	g.Go(func() error { return r.pool.Run(failed) })
 	g.Go(func() error { return r.events.Run(failed, r.pool) })
 	g.Go(func() error { return r.admin.Run(failed, adminListener) })
