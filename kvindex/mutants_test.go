@@ -68,7 +68,7 @@ func TestMutants(t *testing.T) {
 			if err := os.WriteFile(list, overlay, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			out, err := exec.Command("go", "test", "-overlay", list, "-tags", "kvyield", "-vet=off", "-timeout", "5m", "-rapid.checks=1000", "-rapid.nofailfile", ".").CombinedOutput()
+			out, err := exec.Command("go", "test", "-overlay", list, "-tags", "kvyield", "-vet=off", "-timeout", "5m", "-rapid.checks=400", "-rapid.nofailfile", ".").CombinedOutput()
 			switch {
 			case err == nil:
 				t.Error("survived")
