@@ -20,7 +20,7 @@ func hashName(n EngineHash) uint64 {
 }
 
 const (
-	nameShards = 16
+	nameShards = 4
 	// Every nameSample-th name, by its hash, is counted: cheap, and without
 	// drift because a name is counted both in and out or not at all.
 	nameSample = 16
@@ -41,7 +41,7 @@ type sharedNames struct {
 
 func (n *sharedNames) init() {
 	for i := range n.shards {
-		n.shards[i].table = newTable(4)
+		n.shards[i].table = newTable(16)
 	}
 }
 

@@ -28,7 +28,11 @@ const (
 	passed = 1 << 31
 )
 
-func newTable(buckets int) *table { return &table{slots: make([]uint64, buckets*bucketSlots)} }
+func newTable(buckets int) *table {
+	t := &table{slots: make([]uint64, buckets*bucketSlots)}
+	hugePages(t.slots)
+	return t
+}
 
 func tagOf(hash uint64) uint64 { return hash >> 32 }
 
