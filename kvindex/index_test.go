@@ -76,6 +76,9 @@ func device(ix *Index, chain []BlockHash, id PublisherID) int {
 }
 
 func TestMatch_AllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes sync.Pool forget")
+	}
 	ix, _, chain := filled(t, 300, 64, 512)
 	dst := make([]Match, 0, 300)
 	want := func(p Publisher) bool { return p.ID%2 == 0 }
@@ -94,6 +97,9 @@ func TestMatch_AllocatesNothing(t *testing.T) {
 }
 
 func TestMatch_RichSegmentsAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes sync.Pool forget")
+	}
 	ix, ws, chain := filled(t, 50, 64, 200)
 	ws[1].Store(Stored{Names: []EngineHash{EngineHash(hashName(100_001))}, Tier: TierHost})
 	if !ix.Predict(3, 1, chain, time.Unix(0, 0)) {
@@ -118,6 +124,9 @@ func TestHasher_AllocatesNothing(t *testing.T) {
 }
 
 func TestWriter_SteadyStoreAndRemoveAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector makes sync.Pool forget")
+	}
 	ix, ws, _ := filled(t, 2, 64, 64)
 	p := newPrompt(3, 40)
 	s := p.stored(0, 40)

@@ -6,5 +6,5 @@ import "time"
 
 // cpuTime and threadTime are the wall time where the process's own is not at
 // hand.
-func cpuTime() time.Duration    { return wall() }
-func threadTime() time.Duration { return wall() }
+func cpuTime() time.Duration    { return time.Duration(time.Now().UnixNano()) }
+func threadTime() time.Duration { return time.Duration(time.Now().UnixNano()) }

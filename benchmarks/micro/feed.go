@@ -91,12 +91,6 @@ func (f *feed) reset() {
 	f.stores, f.removes = f.stores[:0], f.removes[:0]
 }
 
-// processStart anchors wall.
-var processStart = time.Now()
-
-// wall is the time since the process began.
-func wall() time.Duration { return time.Since(processStart) }
-
 // cost is what a section took.
 type cost struct {
 	storeTime, removeTime time.Duration
