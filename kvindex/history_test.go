@@ -254,13 +254,21 @@ func runHistory(t *testing.T, seed uint64, writers, readers, steps int, private 
 		rng := rand.New(rand.NewPCG(seed, uint64(i)+1000))
 		rg.Go(func() {
 			var calls []call
-			for !done.Load() && len(calls) < 20*steps {
-				chain := chains[rng.IntN(len(chains))]
-				c := call{chain: chain[:1+rng.IntN(len(chain))]}
+			ask := func(chain []BlockHash) {
+				c := call{chain: chain}
 				c.begin = h.clock.Add(1)
 				c.found = ix.Match(nil, c.chain, time.Unix(0, 0), nil)
 				c.end = h.clock.Add(1)
 				calls = append(calls, c)
+			}
+			for !done.Load() && len(calls) < 20*steps {
+				chain := chains[rng.IntN(len(chains))]
+				ask(chain[:1+rng.IntN(len(chain))])
+			}
+			// However the scheduler mixed the two, what the writers left is looked at.
+			wg.Wait()
+			for _, chain := range chains {
+				ask(chain)
 			}
 			h.mu.Lock()
 			h.calls = append(h.calls, calls...)
