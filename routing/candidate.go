@@ -51,8 +51,12 @@ func (c *Candidate) look(now time.Time) {
 	c.Fresh = c.Load.Fresh(now)
 }
 
-// index prepares position for the current candidates.
+// index prepares position for the current candidates, if it is not.
 func (sc *scratch) index() {
+	if sc.indexed {
+		return
+	}
+	sc.indexed = true
 	for i := range sc.candidates {
 		id := int(sc.candidates[i].Endpoint.ID)
 		for len(sc.position) <= id {
@@ -62,8 +66,13 @@ func (sc *scratch) index() {
 	}
 }
 
-// unindex undoes index, so that position is all -1 between decisions.
+// unindex undoes index, so that position is all -1 between decisions and when
+// candidates move.
 func (sc *scratch) unindex() {
+	if !sc.indexed {
+		return
+	}
+	sc.indexed = false
 	for i := range sc.candidates {
 		sc.position[sc.candidates[i].Endpoint.ID] = -1
 	}
@@ -75,6 +84,10 @@ func (sc *scratch) unindex() {
 // is no candidate, of a predecessor of one, or not in only (nil: any) do not
 // count.
 func (sc *scratch) merge(blockSize int, only []*pool.Endpoint) int {
+	if len(sc.matches) == 0 {
+		return 0
+	}
+	sc.index()
 	for i := range sc.matches {
 		m := &sc.matches[i]
 		if int(m.Endpoint) >= len(sc.position) || sc.position[m.Endpoint] < 0 {

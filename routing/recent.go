@@ -56,7 +56,7 @@ func (r *recent) end(turn uint64) {
 }
 
 // expect raises the expected tokens of the candidates that prompts like the
-// current one were sent to. Positions of the candidates must be indexed.
+// current one were sent to.
 func (r *recent) expect(now time.Time, sc *scratch) {
 	for i := range r.ring {
 		d := &r.ring[i]
@@ -67,6 +67,7 @@ func (r *recent) expect(now time.Time, sc *scratch) {
 			if k.size != d.size || len(k.blocks) == 0 || k.blocks[0] != d.chain[0] {
 				continue
 			}
+			sc.index()
 			if int(d.endpoint) >= len(sc.position) || sc.position[d.endpoint] < 0 {
 				continue
 			}

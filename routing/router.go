@@ -108,6 +108,7 @@ type scratch struct {
 	matches []kvindex.Match
 	// position finds a candidate by its endpoint id; -1: not a candidate.
 	position []int32
+	indexed  bool
 }
 
 // chain is the blocks of the prompt for endpoints that tokenize alike.

@@ -98,15 +98,19 @@ func (sc *scene) requestCost(c *Candidate) float64 {
 	if c.Fresh&pool.FieldRequests != 0 {
 		n += max(0, c.Load.Running+c.Load.Waiting-float64(c.Load.InFlight))
 	}
-	return n * sc.settings.cfg.PrefixCache.RequestCost.Seconds()
+	return n * inSeconds(sc.settings.cfg.PrefixCache.RequestCost)
 }
 
 // wait returns how long a new request waits for those before it.
 func (sc *scene) wait(c *Candidate) float64 {
-	wait := c.Backlog.Seconds()
+	wait := inSeconds(c.Backlog)
 	const queue = pool.FieldRequests | pool.FieldLatency
 	if c.Fresh&queue == queue && c.Load.Waiting > 0 {
 		wait = math.Max(wait, c.Load.Waiting*(c.Load.PrefillSeconds+c.Load.DecodeSeconds)/max(1, c.Load.Running))
 	}
 	return wait
 }
+
+// inSeconds is d.Seconds() without its two integer divisions, which count in
+// what is done for every candidate.
+func inSeconds(d time.Duration) float64 { return float64(d) / 1e9 }

@@ -111,7 +111,6 @@ func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect) (Re
 	}
 	reason := p.strategy.reason
 	if p.matches {
-		sc.index()
 		r.recent.expect(req.Arrived, sc)
 		sc.unindex()
 		reason = p.reason

@@ -89,12 +89,12 @@ func estimate(sc *scene, c *Candidate) estimated {
 		computed := max(c.Load.Computed, float64(c.Endpoint.State.Placed()))
 		evicted := min(uncached, max(0, computed+uncached-c.Load.Capacity))
 		if evicted > 0 {
-			churn := min(1, cfg.ReuseHorizon.Seconds()*c.Endpoint.State.Churn(sc.now)/c.Load.Capacity)
+			churn := min(1, inSeconds(cfg.ReuseHorizon)*c.Endpoint.State.Churn(sc.now)/c.Load.Capacity)
 			e.evictions = cfg.EvictionPrice * churn * evicted / rate
 		}
 	}
 	if cached > 0 && cached >= cfg.AffinityFloor*prompt {
-		e.affinity = min(cfg.Release.Seconds(), affinitySavings*cached/rate)
+		e.affinity = min(inSeconds(cfg.Release), affinitySavings*cached/rate)
 	}
 	return e
 }

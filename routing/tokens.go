@@ -163,8 +163,6 @@ func (r *Router) match(ctx context.Context, req *Request, sc *scratch, scope kvi
 	if reason := r.tokens(ctx, req, sc, serving, sizes); reason != ReasonNone {
 		return reason, 0, TokenView{Fault: reason}
 	}
-	sc.index()
-	defer sc.unindex()
 	short, best := true, 0
 	for i := range sc.tokens {
 		t := &sc.tokens[i]

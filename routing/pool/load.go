@@ -38,17 +38,34 @@ const (
 // Load is what an engine's own metrics said at one instant, with rates learned
 // from earlier ones. It is immutable once published.
 type Load struct {
-	// At is when the engine answered, Until when that no longer counts.
-	At, Until time.Time
-	Has       Field
+	// What decisions read of every endpoint comes first, so that it shares few
+	// cache lines.
+
+	// Until is when the load no longer counts.
+	Until time.Time
+	Has   Field
 	// Running and Waiting are requests, of every client of the engine.
 	Running, Waiting float64
-	// KVUsage is the share of KV-cache blocks that running requests use, 0 to 1.
-	KVUsage float64
-	// HostUsage is the same for the engine's CPU cache.
-	HostUsage float64
+	// InFlight is how many requests this router had in flight there at At.
+	InFlight int64
+	// PrefillRate is how many uncached prompt tokens the engine computes in a
+	// second of prefill.
+	PrefillRate float64
 	// Capacity is the size of the KV cache in tokens.
 	Capacity float64
+	// Computed is how many tokens the engine has computed and kept since it
+	// started, 0 if it does not say.
+	Computed float64
+	// KVUsage is the share of KV-cache blocks that running requests use, 0 to 1.
+	KVUsage float64
+	// QueueSeconds, PrefillSeconds and DecodeSeconds are the mean times a
+	// recently ended request spent in each phase.
+	QueueSeconds, PrefillSeconds, DecodeSeconds float64
+
+	// At is when the engine answered.
+	At time.Time
+	// HostUsage is KVUsage for the engine's CPU cache.
+	HostUsage float64
 	// BlockSize is the engine's block size in tokens, 0 if it does not say.
 	BlockSize int
 	// Utilization is the engine's own engine_utilization, 0 to 1.
@@ -57,23 +74,12 @@ type Load struct {
 	Busy float64
 	// PromptRate and GenerationRate are tokens a second of recent time.
 	PromptRate, GenerationRate float64
-	// PrefillRate is how many uncached prompt tokens the engine computes in a
-	// second of prefill.
-	PrefillRate float64
 	// StepSeconds is the mean time between two tokens of a request.
 	StepSeconds float64
-	// QueueSeconds, PrefillSeconds and DecodeSeconds are the mean times a
-	// recently ended request spent in each phase.
-	QueueSeconds, PrefillSeconds, DecodeSeconds float64
 	// Adapters are the LoRA adapters that running or waiting requests use,
 	// MaxAdapters how many fit at a time, 0 if unknown.
 	Adapters    []string
 	MaxAdapters int
-	// InFlight is how many requests this router had in flight there at At.
-	InFlight int64
-	// Computed is how many tokens the engine has computed and kept since it
-	// started, 0 if it does not say.
-	Computed float64
 }
 
 // Fresh returns l's fields if l is not nil and still counts at now, else none.
