@@ -26,6 +26,7 @@ func (s *subscriber) onReplay(ctx context.Context, m replayMessage) {
 	now := time.Now()
 	switch m.kind {
 	case replayBegun:
+		s.replay.c = m.rest
 		s.deadline = now.Add(s.cfg.ReplayTimeout)
 		if s.patience.IsZero() {
 			s.patience = now.Add(s.cfg.GiveUp)

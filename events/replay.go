@@ -26,10 +26,14 @@ type replayMessage struct {
 	seq     uint64
 	payload []byte
 	err     error
+	// rest is where the messages after replayBegun come.
+	rest chan replayMessage
 }
 
 // replayer is one request on its own connection.
 type replayer struct {
+	// c is changed by who receives from it. The long queue is made only for
+	// the replays that run, a thousand of which may wait for their turn.
 	c      chan replayMessage
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -39,8 +43,9 @@ type replayer struct {
 // replays of the process.
 func startReplay(ctx context.Context, t Transport, slots chan struct{}, endpoint string, seq uint64) *replayer {
 	ctx, cancel := context.WithCancel(ctx)
-	r := &replayer{c: make(chan replayMessage, replayQueue), cancel: cancel}
-	r.wg.Go(func() { r.run(ctx, t, slots, endpoint, seq) })
+	r := &replayer{c: make(chan replayMessage, 1), cancel: cancel}
+	turn := r.c
+	r.wg.Go(func() { runReplay(ctx, turn, t, slots, endpoint, seq) })
 	return r
 }
 
@@ -50,19 +55,20 @@ func (r *replayer) stop() {
 	r.wg.Wait()
 }
 
-func (r *replayer) run(ctx context.Context, t Transport, slots chan struct{}, endpoint string, seq uint64) {
+func runReplay(ctx context.Context, turn chan<- replayMessage, t Transport, slots chan struct{}, endpoint string, seq uint64) {
 	select {
 	case slots <- struct{}{}:
 		defer func() { <-slots }()
 	case <-ctx.Done():
 		return
 	}
-	if !r.tell(ctx, replayMessage{kind: replayBegun}) {
+	rest := make(chan replayMessage, replayQueue)
+	if !tell(ctx, turn, replayMessage{kind: replayBegun, rest: rest}) {
 		return
 	}
 	s, err := t.DialReplay(ctx, endpoint, ReplayRequest(seq))
 	if err != nil {
-		r.tell(ctx, replayMessage{kind: replayBroken, err: err})
+		tell(ctx, rest, replayMessage{kind: replayBroken, err: err})
 		return
 	}
 	// Whoever waits in Recv is woken by Close, and Close is called once.
@@ -75,7 +81,7 @@ func (r *replayer) run(ctx context.Context, t Transport, slots chan struct{}, en
 	for {
 		frames, err := s.Recv()
 		if err != nil {
-			r.tell(ctx, replayMessage{kind: replayBroken, err: err})
+			tell(ctx, rest, replayMessage{kind: replayBroken, err: err})
 			return
 		}
 		m := replayMessage{kind: replayBatch}
@@ -86,15 +92,15 @@ func (r *replayer) run(ctx context.Context, t Transport, slots chan struct{}, en
 		case m.seq == EndMarker:
 			m.kind = replayMarker
 		}
-		if !r.tell(ctx, m) || m.kind == replayMarker {
+		if !tell(ctx, rest, m) || m.kind == replayMarker {
 			return
 		}
 	}
 }
 
-func (r *replayer) tell(ctx context.Context, m replayMessage) bool {
+func tell(ctx context.Context, to chan<- replayMessage, m replayMessage) bool {
 	select {
-	case r.c <- m:
+	case to <- m:
 		return true
 	case <-ctx.Done():
 		return false
