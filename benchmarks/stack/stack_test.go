@@ -601,7 +601,7 @@ func TestBadRequestsAreAnsweredUsefully(t *testing.T) {
 		{"no model", `{"prompt": "x"}`, nil, 400, []string{"model"}},
 		{"model of a wrong type", `{"model": 3, "prompt": "x"}`, nil, 400, []string{"model", "string"}},
 		{"unknown model", `{"model": "gpt-nope", "prompt": "x"}`, nil, 404, []string{"gpt-nope", "demo"}},
-		{"unknown strategy", `{"model": "demo", "prompt": "x"}`, []string{"routing-strategy", "fastest"}, 400, []string{"fastest", "prefix-cache, random, round-robin"}},
+		{"unknown strategy", `{"model": "demo", "prompt": "x"}`, []string{"routing-strategy", "fastest"}, 400, []string{"fastest", "prefix-cache, queue, random, round-robin"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
