@@ -2,6 +2,7 @@ package routing
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/warmpath/warmpath/kvindex"
@@ -61,7 +62,7 @@ func (sc *scratch) eligible(req *Request, serving []*pool.Endpoint, leftOut func
 			return &Error{Reason: ReasonBadRequest, Param: "external-filter", Message: "external-filter: " + err.Error()}
 		}
 	}
-	sc.candidates = sc.candidates[:0]
+	sc.candidates = slices.Grow(sc.candidates[:0], len(serving))
 	sc.allow(req.Subset)
 	cooling := 0
 	last := leftNot
@@ -81,7 +82,11 @@ func (sc *scratch) eligible(req *Request, serving []*pool.Endpoint, leftOut func
 			cooling++
 			tell(e, leftCooling)
 		default:
-			sc.candidates = append(sc.candidates, Candidate{Endpoint: e})
+			n := len(sc.candidates)
+			sc.candidates = sc.candidates[:n+1]
+			c := &sc.candidates[n] // in place: a thousand copies take their time
+			*c = Candidate{}
+			c.Endpoint = e
 		}
 	}
 	if len(sc.candidates) > 0 {

@@ -50,11 +50,13 @@ func strategyPrefixCache() strategy {
 		seconds: func(*settings) float64 { return 1 },
 		matches: true,
 		cost: func(sc *scene, c *Candidate) float64 {
-			e := estimate(sc, c)
+			var e estimated
+			e.fill(sc, c)
 			return e.wait + e.requests + e.prefill + e.load + e.evictions - e.affinity
 		},
 		terms: func(sc *scene, c *Candidate, dst []Term) []Term {
-			e := estimate(sc, c)
+			var e estimated
+			e.fill(sc, c)
 			return append(dst, Term{"wait", e.wait, UnitSeconds}, Term{"requests", e.requests, UnitSeconds},
 				Term{"prefill", e.prefill, UnitSeconds}, Term{"load", e.load, UnitSeconds},
 				Term{"evictions", e.evictions, UnitSeconds}, Term{"affinity", -e.affinity, UnitSeconds})
@@ -74,7 +76,7 @@ const (
 // estimated are the terms of prefix-cache, in seconds.
 type estimated struct{ wait, requests, prefill, load, evictions, affinity float64 }
 
-func estimate(sc *scene, c *Candidate) estimated {
+func (e *estimated) fill(sc *scene, c *Candidate) {
 	cfg := &sc.settings.cfg.PrefixCache
 	faith := c.faith()
 	below := faith * float64(c.MatchedTokens-c.DeviceTokens)
@@ -82,9 +84,7 @@ func estimate(sc *scene, c *Candidate) estimated {
 	prompt := float64(sc.promptTokens)
 	uncached := max(0, prompt-cached)
 	rate := sc.prefillRate(c)
-	e := estimated{
-		wait: sc.wait(c), requests: sc.requestCost(c), prefill: uncached / rate, load: below / cfg.LoadRate,
-	}
+	e.wait, e.requests, e.prefill, e.load = sc.wait(c), sc.requestCost(c), uncached/rate, below/cfg.LoadRate
 	if c.Fresh&pool.FieldCapacity != 0 && c.Load.Capacity > 0 {
 		computed := max(c.Load.Computed, float64(c.Endpoint.State.Placed()))
 		evicted := min(uncached, max(0, computed+uncached-c.Load.Capacity))
@@ -96,5 +96,4 @@ func estimate(sc *scene, c *Candidate) estimated {
 	if cached > 0 && cached >= cfg.AffinityFloor*prompt {
 		e.affinity = min(inSeconds(cfg.Release), affinitySavings*cached/rate)
 	}
-	return e
 }
