@@ -3,6 +3,7 @@
 package extproc
 
 import (
+	"runtime/debug"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -39,6 +40,8 @@ func TestCodec_Allocations(t *testing.T) {
 // that names several endpoints. With a real router and a short prompt they are
 // fewer than twenty.
 func TestRequest_Allocations(t *testing.T) {
+	// A collection empties pools, which are then filled again.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	p := newPool(t, 3)
 	endpoints := p.Snapshot().Endpoints
 	decided := routerFunc(func(c *routing.Context) {

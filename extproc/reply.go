@@ -94,7 +94,12 @@ func destinationOf(t routing.Target) destination {
 		d.all = d.first
 		return d
 	}
+	size := 0
+	for _, e := range t.Endpoints {
+		size += len(e.Address) + 1
+	}
 	var b strings.Builder
+	b.Grow(size)
 	for i, e := range t.Endpoints {
 		if i > 0 {
 			b.WriteByte(',')
