@@ -290,19 +290,11 @@ func (ix *Index) settle(id uint32, h *head, took uint64) {
 	s := span(h[hSpan])
 	names := ix.names(s)
 	free := took &^ named & (1<<s.len() - 1)
-	var hashes [segmentBlocks]uint64
 	for gone := free; gone != 0; gone &= gone - 1 {
 		i := bits.TrailingZeros64(gone)
-		hashes[i] = hashName(EngineHash(names[i]))
-	}
-	for gone := free; gone != 0; gone &= gone - 1 { // all misses at once, as in fill
-		ix.shared.touch(hashes[bits.TrailingZeros64(gone)])
-	}
-	for gone := free; gone != 0; gone &= gone - 1 {
-		i := bits.TrailingZeros64(gone)
-		if names[i] != 0 {
+		if n := names[i]; n != 0 {
 			store(&names[i], 0)
-			ix.shared.remove(hashes[i], makeRef(id, i))
+			ix.shared.remove(hashName(EngineHash(n)), makeRef(id, i))
 		}
 	}
 	n := bits.Len64(live)
