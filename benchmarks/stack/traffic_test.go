@@ -408,7 +408,7 @@ func drained(t *testing.T, change func(*stack.Config)) {
 func TestKilledRouterBreaksNoStream(t *testing.T) {
 	s := start(t, slow)
 	outlived(t, s, s.Router.Kill)
-	for i := range 20 { // and the next ones go on without it
+	for i := range 5 { // and the next ones go on without it
 		if r := complete(t, s, ids(uint64(i), 4)); r.endpoint() != "" {
 			t.Error("a router that is dead is said to have routed a request")
 		}
