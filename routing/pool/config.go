@@ -64,7 +64,8 @@ type HealthConfig struct {
 	// Path is requested on every endpoint; 200 means ready.
 	Path string `yaml:"path"`
 	// Interval is the time between two probes of an endpoint, jittered by a
-	// tenth.
+	// tenth. An idle endpoint that answers reads of its metrics is probed a
+	// fourth as often.
 	Interval time.Duration `yaml:"interval"`
 	// Timeout bounds one probe.
 	Timeout time.Duration `yaml:"timeout"`

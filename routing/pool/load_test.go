@@ -239,6 +239,34 @@ func TestPool_UnreachableMetricsCoolDown(t *testing.T) {
 	poll(t, func() bool { return !state.CoolUntil().IsZero() })
 }
 
+// An idle endpoint that answers reads of its metrics is probed a fourth as
+// often, a busy one as often as configured; and one that fails is still found.
+func TestPool_SparesIdleEndpoints(t *testing.T) {
+	var probes atomic.Int64
+	var status atomic.Int32
+	status.Store(http.StatusOK)
+	e := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/metrics" {
+			_, _ = w.Write([]byte("vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n"))
+			return
+		}
+		probes.Add(1)
+		w.WriteHeader(int(status.Load()))
+	}))
+	defer e.Close()
+	p := running(t, Spec{Name: "a", Address: strings.TrimPrefix(e.URL, "http://"), Models: []string{"m"}})
+	state := p.Snapshot().Endpoints[0].State
+	poll(t, func() bool { return state.Load() != nil && probes.Load() > 0 })
+	idle, since := probes.Load(), time.Now()
+	poll(t, func() bool { return probes.Load() >= idle+5 })
+	each := time.Since(since) / 5
+	if each < 3*p.cfg.Health.Interval {
+		t.Errorf("an idle endpoint is probed every %v, want every %v or so", each, 4*p.cfg.Health.Interval)
+	}
+	status.Store(http.StatusServiceUnavailable)
+	poll(t, func() bool { return p.Snapshot().Endpoints[0].Health == HealthFailed })
+}
+
 func TestState_Backlog(t *testing.T) {
 	var s State
 	now := time.Unix(100, 0)

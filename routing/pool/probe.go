@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -18,20 +19,47 @@ const maxModelsBody = 1 << 20
 func (p *Pool) watch(ctx context.Context, m *member, first time.Duration, random *rand.Rand) {
 	timer := time.NewTimer(first)
 	defer timer.Stop()
-	for {
+	interval := p.cfg.Health.Interval
+	readable := p.answersReads(m.spec)
+	for spared := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
-		err := p.probe(ctx, m)
-		if ctx.Err() != nil {
-			return
+		if readable && spared < maxSpared && p.answering(m, time.Now()) {
+			spared++
+		} else {
+			spared = 0
+			err := p.probe(ctx, m)
+			if ctx.Err() != nil {
+				return
+			}
+			p.record(m, err)
 		}
-		p.record(m, err)
-		interval := p.cfg.Health.Interval
 		timer.Reset(interval - interval/20 + time.Duration(random.Int64N(int64(interval)/10+1)))
 	}
+}
+
+// maxSpared is how many probes in a row an idle endpoint is spared because it
+// answers reads of its metrics: with a thousand endpoints most of what an idle
+// router does is to probe.
+const maxSpared = 3
+
+// answersReads tells whether a read of the endpoint's metrics is answered by
+// the server that answers its health probe.
+func (p *Pool) answersReads(s Spec) bool {
+	return strings.HasPrefix(p.metricsURL(s), "http://"+s.Address+"/")
+}
+
+// answering tells whether the endpoint is ready, has nothing of ours in flight
+// and answered a read of its metrics a moment ago.
+func (p *Pool) answering(m *member, now time.Time) bool {
+	p.mu.Lock()
+	ready := m.health == HealthReady && m.learned
+	p.mu.Unlock()
+	l := m.state.Load()
+	return ready && m.state.InFlight() == 0 && l != nil && now.Sub(l.At) < 2*p.cfg.Load.Interval
 }
 
 // record publishes what a probe said, if it changed anything.

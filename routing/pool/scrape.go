@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"strings"
 	"time"
 )
 
@@ -52,7 +51,7 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 	var before, now sample
 	var known bool
 	failures, told := 0, true
-	same := strings.HasPrefix(url, "http://"+m.spec.Address+"/")
+	same := p.answersReads(m.spec)
 	for {
 		select {
 		case <-ctx.Done():
