@@ -4,38 +4,39 @@
 //
 // # Order of a decision
 //
-//  1. The strategy: the one the request names, else the configured one. An
-//     unknown name is an error; it never falls back in silence.
-//  2. Candidates: the endpoints that list the model and are not failing their
-//     health probe, restricted to the request's subset. A model that no
-//     endpoint lists is an error once the model lists of all endpoints are
-//     known; before that every endpoint is a candidate.
+//  1. Candidates: the endpoints that list the model and are not failing their
+//     health probe, restricted to the request's subset and external-filter. A
+//     model that no endpoint lists is an error once the model lists of all
+//     endpoints are known; before that every endpoint is a candidate.
+//     Endpoints that failed requests a short time ago are left out unless
+//     there are no others.
+//  2. The strategy: a lock before the routing-strategy header before a profile
+//     before the configured one. An unknown name is an error; it never falls
+//     back in silence.
 //  3. Tokens, for strategies that look at the prompt: from the request itself
 //     or from the [Tokenizer].
 //  4. Match: the chain of block hashes is looked up in the [Index], once for
 //     each block size that candidates have reported.
 //  5. Select and reserve, in one step under the router's lock: load is read,
-//     candidates are compared, the winner's in-flight count is raised. No two
-//     requests see the same idle endpoint.
+//     every candidate gets a cost in an absolute unit, the smallest wins, its
+//     in-flight count is raised. No two requests see the same idle endpoint,
+//     and none is blind to a prompt that was placed a moment before it.
+//  6. Predict: an index that is a [Predictor] is told which blocks the request
+//     will leave, and where it went in the end.
 //
-// # Strategies that decide later
+// # Strategies
 //
-// [Router.Route] need not resolve the promise: a strategy may keep the [Context]
-// and call [Context.SetTarget] or [Context.SetError] when it knows more, from
-// any goroutine. Four things are asked of it. It says before Route returns until
-// when it will have resolved it ([Context.Until]), and does so. It reserves on
-// the target before SetTarget, which gives the reservation back if the request
-// has ended in between. It watches the request's own context, so that nothing
-// stays behind of a request that is gone. And its decision is one of then: load,
-// health and endpoints are read again. The strategy queue is the example: its
-// requests wait while every endpoint runs as many as it may, [Router.Run]
-// resolves them as requests end, by turns over the users, and those that
-// find no room in time are told when to try again.
+// A strategy is one file, strategy_NAME.go, whose comment has its formula, its
+// source and what happens where data is missing, and one line of the table in
+// strategy.go. An endpoint whose data is missing counts as the worst known
+// one; if it is missing for all, the fewest requests in flight decide, with a
+// [Reason] that says so. Costs are in seconds, or have a price in seconds, so
+// that blends add up figures that mean something.
 //
 // # What happens when something is missing
 //
 // Nothing that is missing fails a request. Without tokens, events or a match
-// the least loaded candidate is chosen, and the [Reason] says why: it is
+// the candidate that answers soonest by its load is chosen, and the [Reason] says why: it is
 // counted, shown in the response and in [Decision]. Only three things are
 // errors: a name that does not exist (strategy or model), a request that
 // cannot be read, and a model none of whose endpoints is ready.
