@@ -8,6 +8,8 @@ import (
 
 	"github.com/vmihailenco/msgpack/v5"
 	"github.com/vmihailenco/msgpack/v5/msgpcode"
+
+	"github.com/warmpath/warmpath/kvindex"
 )
 
 // maxInterned bounds the adapter names, salts and media that a Decoder keeps
@@ -39,6 +41,9 @@ type Decoder struct {
 	grouped           bool // a group_idx was sent
 
 	interned map[string]string
+	// lastMedium and lastTier are those of the last event that had a medium.
+	lastMedium string
+	lastTier   kvindex.Tier
 }
 
 // stringToken is a token that is no number (TensorRT-LLM's placeholders).
@@ -100,7 +105,7 @@ func (d *Decoder) Next() (*Event, bool) {
 
 // head reads up to the first event.
 func (d *Decoder) head() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return fmt.Errorf("%w: %w", errBatch, err)
 	}
@@ -184,7 +189,7 @@ func (d *Decoder) events() error {
 }
 
 func (d *Decoder) time() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return fmt.Errorf("%w: %w", errBatch, err)
 	}
@@ -196,14 +201,14 @@ func (d *Decoder) time() error {
 }
 
 func (d *Decoder) rank() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return fmt.Errorf("%w: %w", errBatch, err)
 	}
 	if !isInt(c) {
 		return d.skip()
 	}
-	n, err := d.dec.DecodeInt64()
+	n, err := d.int()
 	d.batch.Rank, d.batch.HasRank = int(n), err == nil
 	return err
 }
@@ -211,6 +216,12 @@ func (d *Decoder) rank() error {
 // bytes returns a string or byte string as a view into the payload, nil for
 // nil.
 func (d *Decoder) bytes() ([]byte, error) {
+	// Nearly all are the short keys and words of events.
+	if p := d.pos(); p < len(d.raw) && msgpcode.IsFixedString(d.raw[p]) {
+		b, next, err := text(d.raw, p)
+		d.seek(next)
+		return b, err
+	}
 	n, err := d.dec.DecodeBytesLen()
 	if err != nil || n < 0 {
 		return nil, err
@@ -245,6 +256,23 @@ func (d *Decoder) intern(b []byte) string {
 	s := string(b)
 	d.interned[s] = s
 	return s
+}
+
+// peek returns the code of the next value.
+func (d *Decoder) peek() (byte, error) {
+	if p := d.pos(); p < len(d.raw) {
+		return d.raw[p], nil
+	}
+	return 0, io.ErrUnexpectedEOF
+}
+
+// int reads an integer.
+func (d *Decoder) int() (int64, error) {
+	if p := d.pos(); p < len(d.raw) && d.raw[p] < 0x80 {
+		d.seek(p + 1)
+		return int64(d.raw[p]), nil
+	}
+	return d.dec.DecodeInt64()
 }
 
 func (d *Decoder) pos() int { return len(d.raw) - d.r.Len() }

@@ -12,7 +12,7 @@ import (
 
 // readEvent reads one event; on an error the reader may stand anywhere in it.
 func (d *Decoder) readEvent() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func (d *Decoder) field(f field) error {
 	case fieldBlockSize:
 		return d.blockSize()
 	case fieldLoraID:
-		c, err := d.dec.PeekCode()
+		c, err := d.peek()
 		d.loras = d.loras || c != msgpcode.Nil
 		return errors.Join(err, d.skip())
 	case fieldLora:
@@ -237,14 +237,14 @@ func typeOf(tag []byte) EventType {
 }
 
 func (d *Decoder) blockSize() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return err
 	}
 	if c == msgpcode.Nil {
 		return d.skip()
 	}
-	n, err := d.dec.DecodeInt64()
+	n, err := d.int()
 	if err != nil {
 		return err
 	}
@@ -259,14 +259,14 @@ func (d *Decoder) blockSize() error {
 const maxBlockSize = 1 << 20
 
 func (d *Decoder) group() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return err
 	}
 	if c == msgpcode.Nil {
 		return d.skip()
 	}
-	n, err := d.dec.DecodeInt64()
+	n, err := d.int()
 	if err != nil {
 		return err
 	}
@@ -284,19 +284,24 @@ func (d *Decoder) medium() error {
 		return err
 	}
 	e := &d.event
+	if len(b) > 0 && string(b) == d.lastMedium {
+		e.Medium, e.Tier = d.lastMedium, d.lastTier
+		return nil
+	}
 	e.Medium = d.intern(b)
 	tier, ok := tierOf(b)
 	if !ok {
 		e.Skipped = UnknownMedium
+		return nil
 	}
-	e.Tier = tier
+	e.Tier, d.lastMedium, d.lastTier = tier, e.Medium, tier
 	return nil
 }
 
 // salt reads SGLang's cache_salt. One that is no string keeps its chain apart
 // from every prompt's by its encoding.
 func (d *Decoder) salt() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return err
 	}
@@ -312,7 +317,7 @@ func (d *Decoder) salt() error {
 }
 
 func (d *Decoder) loraOrSalt() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return err
 	}
@@ -368,7 +373,7 @@ func (d *Decoder) finishStored() error {
 }
 
 func (d *Decoder) parent() error {
-	c, err := d.dec.PeekCode()
+	c, err := d.peek()
 	if err != nil {
 		return err
 	}

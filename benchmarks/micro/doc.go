@@ -4,6 +4,7 @@
 //
 //	go run ./benchmarks ops --out ops.bin
 //	go run ./benchmarks micro --ops ops.bin --passes 5 --scale
+//	go run ./benchmarks micro --events
 //
 // Figures are minima over passes, those of p99 medians. Write sections are
 // timed in processor time of the whole process on one processor, the

@@ -86,6 +86,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	only := fs.String("only", "", "run only this index (warmpath or naive); no ratios then")
 	scale := fs.Bool("scale", false, "also run the lanes of 1,000 endpoints")
 	quick := fs.Bool("quick", false, "leave out the one-block, private-name and two-thread lanes")
+	streams := fs.Bool("events", false, "measure the event streams instead, from frames to matches; needs no --ops")
 	profile := fs.String("cpuprofile", "", "write a CPU profile of the whole run here")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -100,6 +101,9 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 			return fmt.Errorf("profile: %w", err)
 		}
 		defer pprof.StopCPUProfile()
+	}
+	if *streams {
+		return runEvents(ctx, *passes, out)
 	}
 	if *path == "" {
 		return errors.New("--ops: no file given; make one with `go run ./benchmarks ops --out FILE`")

@@ -42,6 +42,12 @@ func keepAlive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
 }
 
+// Sizes of buffers.
+const (
+	dataBuffer    = 16 << 10
+	requestBuffer = 512
+)
+
 // wire is one ZMTP connection after its handshake. One goroutine may receive
 // while others send.
 type wire struct {
@@ -68,7 +74,13 @@ func handshake(ctx context.Context, c net.Conn, typ zmq4.SocketType, server bool
 		stop()
 		return nil, errors.Join(err, c.Close())
 	}
-	g := &guard{Conn: c, r: bufio.NewReaderSize(c, 32<<10)}
+	// Batches go from who listens to who dials; the other way go subscriptions
+	// and requests of a few bytes.
+	in, out := dataBuffer, requestBuffer
+	if server {
+		in, out = out, in
+	}
+	g := &guard{Conn: c, r: bufio.NewReaderSize(c, in)}
 	zc, err := open(g, typ, server)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
@@ -83,7 +95,7 @@ func handshake(ctx context.Context, c net.Conn, typ zmq4.SocketType, server bool
 		return nil, errors.Join(fmt.Errorf("zmtp: handshake with %s: %w", c.RemoteAddr(), err), ignoreClosed(c.Close()))
 	}
 	w := &wire{net: c, zmtp: zc, r: g.r, maxMessage: o.maxMessage, identity: zc.Peer.Meta["Identity"]}
-	w.w = bufio.NewWriterSize(c, 32<<10)
+	w.w = bufio.NewWriterSize(c, out)
 	g.w = w.w
 	return w, nil
 }
