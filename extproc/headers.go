@@ -78,9 +78,16 @@ func readHead(headers []header) head {
 		to    *string
 		value []byte
 	}{
-		{to: &h.method}, {to: &h.path}, {to: &h.contentType}, {to: &h.encoding},
-		{to: &h.strategy}, {to: &h.id}, {to: &h.user}, {to: &h.session},
-		{to: &h.profile}, {to: &h.filter},
+		{to: &h.method},
+		{to: &h.path},
+		{to: &h.contentType},
+		{to: &h.encoding},
+		{to: &h.strategy},
+		{to: &h.id},
+		{to: &h.user},
+		{to: &h.session},
+		{to: &h.profile},
+		{to: &h.filter},
 	}
 	for _, kv := range headers {
 		name := kv.name

@@ -201,7 +201,8 @@ func sampleMessages() []*extprocv3.ProcessingRequest {
 	served := proto.Clone(answer).(*extprocv3.ProcessingRequest)
 	served.MetadataContext = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{namespaceLB: fields(keyServed, "10.0.0.2:8000")}}
 	return []*extprocv3.ProcessingRequest{
-		{}, headers, old, get(), bodyOf([]byte(`{"model":"demo"}`)), bodyOf(nil), answer, served,
+		{},
+		headers, old, get(), bodyOf([]byte(`{"model":"demo"}`)), bodyOf(nil), answer, served,
 		{Request: &extprocv3.ProcessingRequest_RequestTrailers{RequestTrailers: &extprocv3.HttpTrailers{Trailers: headerMap("a: b")}}},
 		{Request: &extprocv3.ProcessingRequest_ResponseBody{ResponseBody: &extprocv3.HttpBody{Body: []byte("x")}}},
 		{Request: &extprocv3.ProcessingRequest_ResponseTrailers{}, ObservabilityMode: true},

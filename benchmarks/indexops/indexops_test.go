@@ -52,7 +52,6 @@ func TestFile_AnswersAreThoseOfASet(t *testing.T) {
 	}
 	defer f.Close()
 	type copyOf struct {
-		pod     int
 		content uint64
 		parent  uint64
 	}

@@ -92,7 +92,6 @@ func hashTime() float64 {
 // row is one line of the comparison: less is better in share, more in speed-up.
 type row struct {
 	figure     string
-	p99        bool
 	must, goal float64
 	speedup    bool
 }

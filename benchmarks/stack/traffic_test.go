@@ -28,9 +28,6 @@ func slow(c *stack.Config) {
 	c.EngineArgs = append(c.EngineArgs, "--time-scale", "20", "--blocks", "20000")
 }
 
-// stepTime is the least time of a token then.
-const stepTime = 110 * time.Millisecond
-
 // faultless requires that Envoy has found nothing of us that it had to ignore.
 func faultless(t *testing.T, s *stack.Stack) {
 	t.Helper()

@@ -48,12 +48,15 @@ vllm:lora_requests_info{max_lora="4",running_lora_adapters="a, b",waiting_lora_a
 			Has: FieldRequests | FieldKVUsage | FieldCapacity | FieldAdapters, Running: 7, Waiting: 1, KVUsage: .5,
 			Capacity: 16000, BlockSize: 16, Adapters: []string{"a", "b", "c"}, MaxAdapters: 4, Computed: 67,
 		}},
-		{"vLLM, old names", `vllm:num_requests_running{model_name="m"} 3
+		{
+			"vLLM, old names", `vllm:num_requests_running{model_name="m"} 3
 vllm:num_requests_waiting{model_name="m"} 2
 vllm:gpu_cache_usage_perc{model_name="m"} 0.75
 vllm:cpu_cache_usage_perc{model_name="m"} 0.125`,
-			Load{Has: FieldRequests | FieldKVUsage | FieldHostUsage, Running: 3, Waiting: 2, KVUsage: .75, HostUsage: .125}},
-		{"SGLang, two tensor-parallel ranks and priorities", `sglang:num_running_reqs{dp_rank="0",tp_rank="0"} 3
+			Load{Has: FieldRequests | FieldKVUsage | FieldHostUsage, Running: 3, Waiting: 2, KVUsage: .75, HostUsage: .125},
+		},
+		{
+			"SGLang, two tensor-parallel ranks and priorities", `sglang:num_running_reqs{dp_rank="0",tp_rank="0"} 3
 sglang:num_running_reqs{dp_rank="0",tp_rank="1"} 3
 sglang:num_running_reqs{dp_rank="0",tp_rank="0",priority="1"} 2
 sglang:num_running_reqs{dp_rank="1",tp_rank="0",priority=""} 1
@@ -62,13 +65,16 @@ sglang:token_usage{tp_rank="0"} 0.5
 sglang:hicache_host_used_tokens{tp_rank="0"} 10
 sglang:hicache_host_total_tokens{tp_rank="0"} 40
 sglang:max_total_num_tokens{tp_rank="0"} 4096`,
-			Load{Has: FieldRequests | FieldKVUsage | FieldHostUsage | FieldCapacity, Running: 4, Waiting: 5, KVUsage: .5, HostUsage: .25, Capacity: 4096}},
-		{"TensorRT-LLM", `trtllm_num_requests_running{model_name="m"} 1
+			Load{Has: FieldRequests | FieldKVUsage | FieldHostUsage | FieldCapacity, Running: 4, Waiting: 5, KVUsage: .5, HostUsage: .25, Capacity: 4096},
+		},
+		{
+			"TensorRT-LLM", `trtllm_num_requests_running{model_name="m"} 1
 trtllm_num_requests_waiting{model_name="m"} 2
 trtllm_kv_cache_utilization{model_name="m"} 0.5
 trtllm_kv_cache_max_blocks{model_name="m"} 100
 trtllm_kv_cache_tokens_per_block{model_name="m"} 32`,
-			Load{Has: FieldRequests | FieldKVUsage | FieldCapacity, Running: 1, Waiting: 2, KVUsage: .5, Capacity: 3200, BlockSize: 32}},
+			Load{Has: FieldRequests | FieldKVUsage | FieldCapacity, Running: 1, Waiting: 2, KVUsage: .5, Capacity: 3200, BlockSize: 32},
+		},
 		{"xLLM and a sidecar", "engine_utilization 0.5\ngpu_busy_time_ratio 0.25", Load{Has: FieldUtilization | FieldBusy, Utilization: .5, Busy: .25}},
 		{"one of two", "vllm:num_requests_running 3", Load{}},
 		{"no numbers", "vllm:num_requests_running NaN\nvllm:num_requests_waiting +Inf\nvllm:kv_cache_usage_perc x", Load{}},
