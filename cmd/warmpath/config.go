@@ -282,6 +282,9 @@ func (c Config) Warnings() []string {
 			continue
 		}
 		events++
+		if e.Events == pool.EventsAuto {
+			continue // so is replay
+		}
 		if e.Replay == "" {
 			ws = append(ws, fmt.Sprintf(`%s.replay: empty, so lost events of %s cannot be asked for again: each gap and each reconnect empties what is known of its cache; `+
 				`start vLLM with --kv-events-config '{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558"}' and set replay to tcp://HOST:5558`, at, e.Name))

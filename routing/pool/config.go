@@ -21,10 +21,15 @@ type Spec struct {
 	Models []string `yaml:"models"`
 	// Adapters are LoRA adapters of that base model.
 	Adapters []string `yaml:"adapters"`
-	// Events is the ZMQ endpoint of the engine's KV events; empty: none.
+	// Events is the ZMQ endpoint of the engine's KV events; empty: none;
+	// EventsAuto: learned from the engine, with its replay socket and ranks.
 	Events string `yaml:"events"`
 	// Replay is the ZMQ endpoint of its replay socket; empty: none.
 	Replay string `yaml:"replay"`
+	// Ranks is the number of data-parallel ranks behind Address, each with an
+	// event stream of its own: that of rank r at the ports of Events and Replay
+	// plus r. 0 means 1.
+	Ranks int `yaml:"ranks" help:"data-parallel ranks behind the address; rank r publishes at the ports of events and replay plus r; 0: one"`
 	// Metrics is the URL of its Prometheus metrics; empty: load.path on Address.
 	Metrics string `yaml:"metrics"`
 	// Labels are free-form; the external-filter header selects by them.
@@ -152,7 +157,7 @@ func (s Spec) validate(at string) []error {
 		errs = append(errs, fmt.Errorf("%s.adapters: set without models; name the base model in models too", at))
 	}
 	for _, f := range [...]struct{ name, value string }{{"events", s.Events}, {"replay", s.Replay}} {
-		if f.value == "" {
+		if f.value == "" || f.value == EventsAuto && f.name == "events" {
 			continue
 		}
 		if err := validateZMQ(f.value); err != nil {
@@ -161,6 +166,9 @@ func (s Spec) validate(at string) []error {
 	}
 	if s.Replay != "" && s.Events == "" {
 		errs = append(errs, fmt.Errorf("%s.replay: %q is set but events is not; set events to the engine's live stream", at, s.Replay))
+	}
+	if err := s.validateRanks(at); err != nil {
+		errs = append(errs, err)
 	}
 	if s.Metrics != "" {
 		u, err := url.Parse(s.Metrics)

@@ -31,13 +31,16 @@ type Pool struct {
 	snapshot atomic.Pointer[Snapshot]
 
 	// mu guards what snapshots are made from.
-	mu       sync.Mutex
-	members  []*member
-	nextID   uint32
-	freeIDs  []uint32
-	admitted uint32
-	probed   chan struct{}
-	waiting  int
+	mu      sync.Mutex
+	members []*member
+	nextID  uint32
+	freeIDs []uint32
+	// Publishers have ids of their own.
+	nextPublisher  uint32
+	freePublishers []uint32
+	admitted       uint32
+	probed         chan struct{}
+	waiting        int
 	// begin starts the probing of a member, nil while Run does not run.
 	begin func(*member)
 }
@@ -52,7 +55,14 @@ type member struct {
 	models  []string
 	adapts  []string
 	learned bool
-	stop    context.CancelFunc
+	// sources are its event streams, and publishers their ids, which are kept
+	// as long as the member is there. located: they need not be learned (any
+	// more), until the engine fails.
+	sources    []eventSource
+	publishers []uint32
+	located    bool
+	unlocated  bool // the last attempt failed, which is logged once
+	stop       context.CancelFunc
 	// initial: Probed waits for it. gone: it is no longer in the pool.
 	initial, gone bool
 }
@@ -149,6 +159,7 @@ func (p *Pool) Set(specs []Spec) {
 // dismiss ends the probing of m. The caller holds mu.
 func (p *Pool) dismiss(m *member) {
 	m.gone = true
+	p.freePublishers = append(p.freePublishers, m.publishers...)
 	if m.stop != nil {
 		m.stop()
 	}
@@ -170,7 +181,8 @@ func (p *Pool) probedOne(m *member) {
 // member has an incarnation of its own, so that nothing of a predecessor
 // counts for it.
 func (p *Pool) admit(s Spec, predecessor *member) *member {
-	m := &member{spec: s, state: &State{}, models: s.Models, adapts: s.Adapters, learned: len(s.Models) > 0}
+	m := &member{spec: s, state: &State{}, models: s.Models, adapts: s.Adapters, learned: len(s.Models) > 0, located: s.Events != EventsAuto}
+	p.locate(m, s.sources())
 	switch {
 	case predecessor != nil:
 		m.id = predecessor.id
@@ -186,6 +198,20 @@ func (p *Pool) admit(s Spec, predecessor *member) *member {
 	return m
 }
 
+// locate says where m publishes. The caller holds mu.
+func (p *Pool) locate(m *member, sources []eventSource) {
+	for len(m.publishers) < len(sources) {
+		id := p.nextPublisher
+		if n := len(p.freePublishers); n > 0 {
+			id, p.freePublishers = p.freePublishers[n-1], p.freePublishers[:n-1]
+		} else {
+			p.nextPublisher++
+		}
+		m.publishers = append(m.publishers, id)
+	}
+	m.sources = sources
+}
+
 // publish stores a new snapshot. The caller holds mu.
 func (p *Pool) publish() {
 	endpoints := make([]*Endpoint, 0, len(p.members))
@@ -196,11 +222,11 @@ func (p *Pool) publish() {
 			Health: m.health, State: m.state, modelsKnown: m.learned,
 		}
 		e.Models, e.Adapters, e.Labels = slices.Clone(m.models), slices.Clone(m.adapts), maps.Clone(m.spec.Labels)
-		if m.spec.Events != "" {
-			e.Publishers = []Publisher{{
-				Publisher: kvindex.Publisher{ID: kvindex.PublisherID(m.id), Endpoint: e.ID, Incarnation: m.inc},
-				Events:    m.spec.Events, Replay: m.spec.Replay,
-			}}
+		for i, s := range m.sources {
+			e.Publishers = append(e.Publishers, Publisher{
+				Publisher: kvindex.Publisher{ID: kvindex.PublisherID(m.publishers[i]), Endpoint: e.ID, Incarnation: m.inc},
+				Rank:      s.rank, Events: s.events, Replay: s.replay,
+			})
 		}
 		endpoints = append(endpoints, e)
 		counts[m.health]++

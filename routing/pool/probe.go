@@ -72,6 +72,7 @@ func (p *Pool) record(m *member, err error) {
 	health := HealthReady
 	if err != nil {
 		health = HealthFailed
+		m.located = m.spec.Events != EventsAuto // it may come back with other ports
 		p.metrics.probeFailures.Inc()
 	}
 	if m.health != health {
@@ -97,8 +98,11 @@ func (p *Pool) probe(ctx context.Context, m *member) error {
 		return err
 	}
 	p.mu.Lock()
-	learned := m.learned
+	learned, located := m.learned, m.located
 	p.mu.Unlock()
+	if !located {
+		p.find(ctx, m)
+	}
 	if learned {
 		return nil
 	}
@@ -129,6 +133,38 @@ func (p *Pool) probe(ctx context.Context, m *member) error {
 	return nil
 }
 
+// find learns where the engine publishes its events. An engine that does not
+// say so is routed to all the same.
+func (p *Pool) find(ctx context.Context, m *member) {
+	sources, err := p.learnSources(ctx, m.spec.Address)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m.gone || ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		if !m.unlocated {
+			p.log.Warn("event streams are not known; asking again", "endpoint", m.spec.Name, "address", m.spec.Address, "err", err)
+		}
+		m.unlocated = true
+		return
+	}
+	m.located, m.unlocated = true, false
+	if !slices.Equal(sources, m.sources) {
+		p.log.Info("event streams found", "endpoint", m.spec.Name, "ranks", len(sources))
+		p.locate(m, sources)
+		p.publish()
+	}
+}
+
+// statusError is an answer other than 200.
+type statusError struct {
+	url  string
+	code int
+}
+
+func (e statusError) Error() string { return fmt.Sprintf("GET %s: status %d", e.url, e.code) }
+
 // get requests url and decodes a 200 into into, if that is not nil.
 func (p *Pool) get(ctx context.Context, url string, into any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -143,7 +179,7 @@ func (p *Pool) get(ctx context.Context, url string, into any) error {
 	body := io.LimitReader(resp.Body, maxModelsBody)
 	if resp.StatusCode != http.StatusOK {
 		_, _ = io.Copy(io.Discard, body) // the connection can be used again only if the body was read
-		return fmt.Errorf("GET %s: status %d", url, resp.StatusCode)
+		return statusError{url, resp.StatusCode}
 	}
 	if into == nil {
 		_, err = io.Copy(io.Discard, body)
