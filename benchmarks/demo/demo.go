@@ -204,13 +204,13 @@ func explain(ctx context.Context, admin string, out io.Writer) error {
 		return err
 	}
 	defer resp.Body.Close()
-	var decisions []routing.Decision
+	var decisions []struct{ Strategy, Reason, Words string }
 	if err := json.NewDecoder(resp.Body).Decode(&decisions); err != nil {
 		return fmt.Errorf("GET %s/debug/decisions: %w", admin, err)
 	}
 	for _, d := range decisions {
 		if d.Strategy == "prefix-cache" && d.Reason == routing.ReasonPrefix.String() {
-			fmt.Fprintf(out, "\nOne decision, explained:\n  %s\n", d.Words())
+			fmt.Fprintf(out, "\nOne decision, explained:\n  %s\n", d.Words)
 			return nil
 		}
 	}
