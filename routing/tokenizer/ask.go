@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -130,6 +131,9 @@ func (t *Client) attempt(ctx context.Context, l *lane, p *payload) answer {
 	case errors.Is(err, errNotServed):
 		l.refuses.Store(start.Add(10 * t.cfg.BreakerRest).UnixNano())
 	default:
+		if disconnected(err) && l.identity.Load() != nil {
+			l.examined.Store(0) // it may come back with another template
+		}
 		if l.report(false, start.Add(took), &t.cfg) {
 			t.metrics.opened.Inc()
 			t.log.Warn("a tokenizer is taken out of use", "server", l.base, "err", err)
@@ -140,6 +144,13 @@ func (t *Client) attempt(ctx context.Context, l *lane, p *payload) answer {
 		t.log.Info("a tokenizer is in use again", "server", l.base)
 	}
 	return answer{lane: l, ids: ids, err: err}
+}
+
+// disconnected tells whether a request failed as it does at a server that
+// stops or has not started. One that is slow is not bothered further.
+func disconnected(err error) bool {
+	failed := (*url.Error)(nil)
+	return errors.As(err, &failed) && !failed.Timeout()
 }
 
 // post makes one request and reads its answer.

@@ -31,7 +31,8 @@ type chatServer struct {
 	// gate, if there is one, holds every request until it is closed.
 	gate  atomic.Pointer[chan struct{}]
 	asked atomic.Int32
-	down  atomic.Bool
+	// down answers with an error; cut ends connections without an answer.
+	down, cut atomic.Bool
 }
 
 func newChatServer(t *testing.T, name string) *chatServer {
@@ -45,6 +46,9 @@ func newChatServer(t *testing.T, name string) *chatServer {
 
 func (s *chatServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.asked.Add(1)
+	if s.cut.Load() {
+		panic(http.ErrAbortHandler)
+	}
 	var q struct {
 		Messages []chatMessage
 		Prompt   string
@@ -241,6 +245,39 @@ func TestTokenize_KeepsTwoTemplatesApart(t *testing.T) {
 	if n := testutil.ToFloat64(client.metrics.changed); n != 2 {
 		t.Errorf("%v changes were seen, want 2", n)
 	}
+}
+
+// A server that was gone may be another one when it is back: it is examined
+// before the interval is over. One that merely fails is not.
+func TestTokenize_ExaminesAServerThatWasGone(t *testing.T) {
+	s := newChatServer(t, "stable")
+	c := running(t, func(cfg *Config) {
+		cfg.Endpoints, cfg.BreakerFailures, cfg.ExamineInterval = []string{s.URL}, 100, time.Hour
+	})
+	examined(t, c, nil, 1)
+	l := c.lane(s.URL, "m")
+	fails := func() {
+		t.Helper()
+		if _, err := ask(t, c, text("one more"), nil); err == nil || err.Reason != routing.ReasonTokenizerDown {
+			t.Fatalf("Tokenize: %v, want %v", err, routing.ReasonTokenizerDown)
+		}
+	}
+	s.down.Store(true)
+	before := l.examined.Load()
+	fails()
+	if l.examined.Load() != before {
+		t.Error("a server that answered with an error is to be examined")
+	}
+	s.down.Store(false)
+	s.cut.Store(true)
+	fails()
+	render := templates["contents stripped"]
+	s.render.Store(&render)
+	s.cut.Store(false)
+	wait(t, "the change is seen", func() bool {
+		_, _ = ask(t, c, text("hello"), nil)
+		return testutil.ToFloat64(c.metrics.changed) == 1
+	})
 }
 
 func TestTokenize_SharesOneRequest(t *testing.T) {

@@ -45,7 +45,7 @@ func (t *Client) groups(q *routing.TokenQuery) []*group {
 			t.fleets.Store(q.Request.Model, f)
 		}
 	}
-	due := t.now().Add(-t.cfg.ExamineInterval).UnixNano()
+	due := t.due(t.now())
 	for _, l := range f.lanes {
 		if l.examined.Load() < due {
 			t.enqueueExam(l)

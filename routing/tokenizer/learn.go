@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
@@ -44,8 +45,8 @@ func (t *Client) Run(ctx context.Context) error {
 		for {
 			select {
 			case l := <-t.exams:
-				l.queued.Store(false)
 				t.examine(ctx, l)
+				l.queued.Store(false)
 			case <-ctx.Done():
 				return
 			}
@@ -128,6 +129,9 @@ func (t *Client) work(ctx context.Context, j *job) {
 	}
 }
 
+// due is what a lane was examined before that is to be examined again.
+func (t *Client) due(now time.Time) int64 { return now.Add(-t.cfg.ExamineInterval).UnixNano() }
+
 func (t *Client) enqueueExam(l *lane) {
 	if t.memory == nil || !l.queued.CompareAndSwap(false, true) {
 		return
@@ -161,7 +165,10 @@ func examPrompts() []routing.Prompt {
 // examine finds out which tokenizer and template a lane has: servers that
 // tokenize a few prompts alike are taken for one.
 func (t *Client) examine(ctx context.Context, l *lane) {
-	now := t.now()
+	now, last := t.now(), l.examined.Load()
+	if last >= t.due(now) {
+		return // it was examined while a request that had seen it due put it into the queue
+	}
 	if !l.closed(&t.cfg) || !l.serves(now) {
 		l.examined.CompareAndSwap(0, 1) // in vain, see byIdentity
 		return
@@ -190,7 +197,8 @@ func (t *Client) examine(ctx context.Context, l *lane) {
 			return
 		}
 	}
-	l.examined.Store(now.UnixNano())
+	// What has been found out since that calls for another look is kept.
+	l.examined.CompareAndSwap(last, now.UnixNano())
 	if answers == 0 {
 		return
 	}

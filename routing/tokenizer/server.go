@@ -74,7 +74,7 @@ type lane struct {
 	// refuses is until when the server is believed not to serve the model, in
 	// nanoseconds since 1970.
 	refuses atomic.Int64
-	// queued: waits to be examined.
+	// queued: waits to be examined, or is being examined.
 	queued atomic.Bool
 }
 
