@@ -33,6 +33,8 @@ type Config struct {
 	Model string
 	// Models, if there are any, are those of the engines in turn, instead.
 	Models []string
+	// Silent leaves the engines' events out of the configuration.
+	Silent bool
 	// Extra is appended to the warmpath configuration, for sections that the
 	// stack does not write itself (extproc, admin, envoy and pool).
 	Extra string
@@ -132,8 +134,11 @@ func (s *Stack) yaml(addrs []string) string {
 	}
 	b.WriteString("  static:\n    endpoints:\n")
 	for _, e := range s.Engines {
-		fmt.Fprintf(&b, "      - {name: %s, address: %q, models: [%s], events: %q, replay: %q, metrics: \"http://%s/metrics\"}\n",
-			e.Name, e.HTTP, e.Model, e.Events, e.Replay, e.HTTP)
+		fmt.Fprintf(&b, "      - {name: %s, address: %q, models: [%s], metrics: \"http://%s/metrics\"", e.Name, e.HTTP, e.Model, e.HTTP)
+		if !s.cfg.Silent {
+			fmt.Fprintf(&b, ", events: %q, replay: %q", e.Events, e.Replay)
+		}
+		b.WriteString("}\n")
 	}
 	b.WriteString(s.cfg.Extra)
 	return b.String()

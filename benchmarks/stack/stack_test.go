@@ -636,6 +636,26 @@ func TestNoReadyEndpointIs503(t *testing.T) {
 	})
 }
 
+// Without events the router goes by what it sent where, and does not call it
+// exact.
+func TestEnginesWithoutEventsAreGuessed(t *testing.T) {
+	s := start(t, func(c *stack.Config) { c.Silent = true })
+	prompt := ids(1, 400)
+	first := complete(t, s, prompt)
+	for i := range 4 {
+		again := complete(t, s, append(slices.Clone(prompt), ids(uint64(10+i), 40)...))
+		if again.endpoint() != first.endpoint() || again.reason() != "prefix" {
+			t.Errorf("request %d went to %s by %q, want %s by prefix", i, again.endpoint(), again.reason(), first.endpoint())
+		}
+		if again.matched(t) != 0 {
+			t.Errorf("request %d is said to match %d tokens, which nobody has confirmed", i, again.matched(t))
+		}
+	}
+	if r := do(t, http.MethodGet, s.Admin+"/debug/decisions", nil); !strings.Contains(string(r.body), `"approximate"`) || strings.Contains(string(r.body), `"exact"`) {
+		t.Errorf("the decisions do not say that they were guessed: %.600s", r.body)
+	}
+}
+
 // Envoy must see nothing of us that it has to ignore.
 func TestEnvoyFindsNoFault(t *testing.T) {
 	s := start(t, nil)
