@@ -3,6 +3,7 @@ package events
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/warmpath/warmpath/events/zmtp"
@@ -10,6 +11,9 @@ import (
 
 // Config says how event streams are followed.
 type Config struct {
+	// Listen is the endpoint, tcp://*:PORT, at which engines connect that are
+	// configured to (endpoints with a topic); empty: none do.
+	Listen string `yaml:"listen" help:"endpoint for engines that connect by themselves, tcp://*:PORT; the topic of their messages names the endpoint; empty: all are dialed"`
 	// ReplayTimeout is how long a replay request may go unanswered. An engine
 	// answers within 100 ms when idle, and not while it is in a long step.
 	ReplayTimeout time.Duration `yaml:"replay_timeout"`
@@ -74,6 +78,9 @@ func (c Config) Validate() error {
 		if f.value < time.Millisecond {
 			errs = append(errs, fmt.Errorf("%s: %s is too short; use a duration of 1ms or more, such as 2s", f.name, f.value))
 		}
+	}
+	if c.Listen != "" && !strings.HasPrefix(c.Listen, "tcp://") {
+		errs = append(errs, fmt.Errorf("listen: %q is not a TCP endpoint; use tcp://*:PORT", c.Listen))
 	}
 	if c.Probe < 0 || c.Probe > 0 && c.Probe < 100*time.Millisecond {
 		errs = append(errs, fmt.Errorf("probe: %s is too short; use 100ms or more, or 0 to switch probes off", c.Probe))

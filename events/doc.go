@@ -29,6 +29,25 @@
 // Without a replay endpoint, which is the engines' default, nothing can be
 // proven: every gap and every disconnect drops the state.
 //
+// # Engines that connect
+//
+// Most engines listen and are dialed. One that is configured to connect finds
+// the router at [Config].Listen, and its endpoint by the topic of its messages;
+// of two connections with one topic the newer counts. Its replay socket, if it
+// has one, is dialed as ever.
+//
+// # What is not known
+//
+//   - LMCache hands the events of its chunks to vLLM's publisher and never says
+//     what it drops. They are recognised by their medium and their lack of a
+//     cache group, counted as store_only, and not indexed: those tiers are
+//     under-counted.
+//   - vLLM before 0.17 has no place for cache salts and images in its events,
+//     so that such blocks look like plain ones. Its publishers are blind, never
+//     exact. A salted prompt matches nothing there, because its chain has a root
+//     of its own; multimodal prompts are matched nowhere.
+//   - Adapters that are known by number only (vLLM before 0.14) are not indexed.
+//
 // # What is promised
 //
 // Nothing is applied twice, out of order, or across a gap. Trust is exact only

@@ -103,6 +103,15 @@ func (m *Manager) Ready() <-chan struct{} { return m.ready }
 // Run follows p until ctx ends, then stops all subscribers and returns nil.
 // It may be called once.
 func (m *Manager) Run(ctx context.Context, p SnapshotSource) error {
+	if m.cfg.Listen != "" {
+		in, err := listenInbound(ctx, m.cfg.Listen, m.cfg.MaxFrameBytes, m.transport)
+		if err != nil {
+			return err
+		}
+		defer in.close()
+		m.transport = in
+		m.log.Info("waiting for engines to connect", "listen", in.socket.Endpoint())
+	}
 	defer m.stop(func(kvindex.PublisherID) bool { return true })
 	for {
 		snap := p.Snapshot()

@@ -2,8 +2,10 @@ package events
 
 import (
 	"context"
+	"strings"
 
 	"github.com/warmpath/warmpath/events/zmtp"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // Transport connects to the two sockets of a publisher. ctx bounds the
@@ -30,6 +32,9 @@ func ZMQ(cfg Config) Transport { return zmq{cfg.MaxFrameBytes} }
 type zmq struct{ maxFrame int }
 
 func (z zmq) DialLive(ctx context.Context, endpoint string) (Stream, error) {
+	if strings.HasPrefix(endpoint, pool.TopicScheme) {
+		return nil, errNotListening
+	}
 	s, err := zmtp.DialSub(ctx, endpoint, "", zmtp.MaxMessage(z.maxFrame))
 	if err != nil {
 		return nil, err // not s: a nil *zmtp.Sub is no nil Stream

@@ -160,6 +160,7 @@ func (c Config) crossFaults() []error {
 	errs = append(errs, c.addressFaults()...)
 	errs = append(errs, c.timeoutFaults()...)
 	errs = append(errs, c.tokenizerFaults()...)
+	errs = append(errs, c.topicFaults()...)
 	return errs
 }
 
@@ -261,8 +262,21 @@ func (c Config) tokenizerFaults() []error {
 		return nil
 	}
 	for i, e := range c.Pool.Static.Endpoints {
-		if e.Events != "" {
+		if e.HasEvents() {
 			return []error{fmt.Errorf("tokenizer.disabled: true, but pool.static.endpoints[%d] has events, which speak of token ids, and prompts are text; use disabled: false, or remove events from every endpoint", i)}
+		}
+	}
+	return nil
+}
+
+// topicFaults reports endpoints that are waited for where nobody listens.
+func (c Config) topicFaults() []error {
+	if c.Events.Listen != "" {
+		return nil
+	}
+	for i, e := range c.Pool.Static.Endpoints {
+		if e.Topic != "" {
+			return []error{fmt.Errorf("events.listen: empty, but pool.static.endpoints[%d].topic says that the engine connects to it; set it to the endpoint that the engines are given, such as tcp://*:5557", i)}
 		}
 	}
 	return nil
@@ -278,7 +292,7 @@ func (c Config) Warnings() []string {
 		if len(e.Models) > 0 {
 			bases[e.Models[0]] = true
 		}
-		if e.Events == "" {
+		if !e.HasEvents() {
 			continue
 		}
 		events++

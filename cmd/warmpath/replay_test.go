@@ -223,6 +223,19 @@ func TestEventTools_Faults(t *testing.T) {
 	}
 }
 
+// An endpoint that is known by its topic needs somebody who listens.
+func TestCheck_TopicNeedsListen(t *testing.T) {
+	endpoint := `pool: {static: {endpoints: [{name: a, address: "10.0.0.1:8000", models: [m], topic: "kv@a@m"}]}}`
+	code, _, faults := invoke(t, nil, "check", "--config", writeConfig(t, endpoint))
+	if code != exitFault || !strings.Contains(faults, "events.listen: empty, but pool.static.endpoints[0].topic") {
+		t.Errorf("exit code %d, %s", code, faults)
+	}
+	code, out, faults := invoke(t, nil, "check", "--config", writeConfig(t, endpoint), "--events.listen=tcp://127.0.0.1:5557")
+	if code != exitOK || !strings.Contains(out, "1 with events") {
+		t.Errorf("exit code %d, %s%s", code, out, faults)
+	}
+}
+
 func TestEventTools_Help(t *testing.T) {
 	for command, part := range map[string]string{"events": "--record FILE", "decode": "--hex", "replay": "--json"} {
 		code, got, _ := invoke(t, nil, command, "--help")

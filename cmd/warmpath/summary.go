@@ -33,7 +33,7 @@ func (c Config) poolSummary() string {
 	events, replay, learned := 0, 0, 0
 	var models []string
 	for _, e := range c.Pool.Static.Endpoints {
-		if e.Events != "" {
+		if e.HasEvents() {
 			events++
 		}
 		if e.Replay != "" {

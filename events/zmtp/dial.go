@@ -12,7 +12,11 @@ import (
 
 // Sub is a SUB socket with one connection. Recv belongs to one goroutine;
 // Close may be called by any, more than once.
-type Sub struct{ w *wire }
+type Sub struct {
+	w *wire
+	// closed, if not nil, is called by Close; any number of times.
+	closed func()
+}
 
 // DialSub connects to a PUB socket and subscribes to the topics that start
 // with topic; the empty topic means all. ctx bounds the dialing, not the life
@@ -26,7 +30,7 @@ func DialSub(ctx context.Context, endpoint, topic string, opts ...Option) (*Sub,
 		_ = w.close()
 		return nil, fmt.Errorf("zmtp: subscribe at %s: %w", endpoint, err)
 	}
-	return &Sub{w}, nil
+	return &Sub{w: w}, nil
 }
 
 // Recv returns the next message, whose frames are the caller's. It blocks
@@ -35,7 +39,12 @@ func DialSub(ctx context.Context, endpoint, topic string, opts ...Option) (*Sub,
 func (s *Sub) Recv() ([][]byte, error) { return s.w.recv() }
 
 // Close ends the connection.
-func (s *Sub) Close() error { return s.w.close() }
+func (s *Sub) Close() error {
+	if s.closed != nil {
+		defer s.closed()
+	}
+	return s.w.close()
+}
 
 // Dealer is a DEALER socket with one connection. Recv belongs to one
 // goroutine; Send and Close may be called by any.

@@ -16,6 +16,21 @@ func (*Sub) Recv() ([][]byte, error) { return nil, ErrNotBuilt }
 // Close does nothing.
 func (*Sub) Close() error { return nil }
 
+// Inbound is a listening SUB socket; this build has none.
+type Inbound struct{}
+
+// ListenSub returns [ErrNotBuilt].
+func ListenSub(context.Context, string, ...Option) (*Inbound, error) { return nil, ErrNotBuilt }
+
+// Endpoint returns "".
+func (*Inbound) Endpoint() string { return "" }
+
+// Accept returns [ErrNotBuilt].
+func (*Inbound) Accept() (*Sub, error) { return nil, ErrNotBuilt }
+
+// Close does nothing.
+func (*Inbound) Close() error { return nil }
+
 // Dealer is a DEALER socket; this build has none.
 type Dealer struct{}
 

@@ -74,10 +74,10 @@ func handshake(ctx context.Context, c net.Conn, typ zmq4.SocketType, server bool
 		stop()
 		return nil, errors.Join(err, c.Close())
 	}
-	// Batches go from who listens to who dials; the other way go subscriptions
-	// and requests of a few bytes.
+	// Batches go from PUB to SUB and from ROUTER to DEALER; the other way go
+	// subscriptions and requests of a few bytes.
 	in, out := dataBuffer, requestBuffer
-	if server {
+	if typ == zmq4.Pub || typ == zmq4.Router {
 		in, out = out, in
 	}
 	g := &guard{Conn: c, r: bufio.NewReaderSize(c, in)}

@@ -24,6 +24,9 @@ type Spec struct {
 	// Events is the ZMQ endpoint of the engine's KV events; empty: none;
 	// EventsAuto: learned from the engine, with its replay socket and ranks.
 	Events string `yaml:"events"`
+	// Topic is the topic of the events of an engine that connects to the router
+	// by itself, instead of Events; empty: it is dialed.
+	Topic string `yaml:"topic" help:"topic of the events of an engine that connects to events.listen, in the place of events; empty: it is dialed"`
 	// Replay is the ZMQ endpoint of its replay socket; empty: none.
 	Replay string `yaml:"replay"`
 	// Ranks is the number of data-parallel ranks behind Address, each with an
@@ -37,6 +40,9 @@ type Spec struct {
 	// Annotations are free-form; routing reads profiles from them.
 	Annotations map[string]string `yaml:"annotations"`
 }
+
+// HasEvents tells whether the endpoint says what it caches.
+func (s Spec) HasEvents() bool { return s.Events != "" || s.Topic != "" }
 
 // Config describes the pool.
 type Config struct {
@@ -91,7 +97,7 @@ func (c Config) Validate() error {
 	if len(c.Static.Endpoints) == 0 {
 		errs = append(errs, errors.New("static.endpoints: empty; list at least one endpoint"))
 	}
-	names, addrs := map[string]int{}, map[string]int{}
+	names, addrs, topics := map[string]int{}, map[string]int{}, map[string]int{}
 	for i, e := range c.Static.Endpoints {
 		at := fmt.Sprintf("static.endpoints[%d]", i)
 		errs = append(errs, e.validate(at)...)
@@ -101,7 +107,10 @@ func (c Config) Validate() error {
 		if j, dup := addrs[e.Address]; dup && e.Address != "" {
 			errs = append(errs, fmt.Errorf("%s.address: %q is also the address of static.endpoints[%d]; remove one of them", at, e.Address, j))
 		}
-		names[e.Name], addrs[e.Address] = i, i
+		if j, dup := topics[e.Topic]; dup && e.Topic != "" {
+			errs = append(errs, fmt.Errorf("%s.topic: %q is also the topic of static.endpoints[%d]; give each engine its own in --kv-events-config", at, e.Topic, j))
+		}
+		names[e.Name], addrs[e.Address], topics[e.Topic] = i, i, i
 	}
 	if !strings.HasPrefix(c.Health.Path, "/") {
 		errs = append(errs, fmt.Errorf("health.path: %q does not start with a slash; use for example /health", c.Health.Path))
@@ -164,7 +173,10 @@ func (s Spec) validate(at string) []error {
 			errs = append(errs, fmt.Errorf("%s.%s: %q %w", at, f.name, f.value, err))
 		}
 	}
-	if s.Replay != "" && s.Events == "" {
+	if s.Topic != "" && (s.Events != "" || s.Ranks > 1) {
+		errs = append(errs, fmt.Errorf("%s.topic: %q is set together with events or ranks; an engine connects or is dialed, and each rank has a topic: remove one of them", at, s.Topic))
+	}
+	if s.Replay != "" && s.Events == "" && s.Topic == "" {
 		errs = append(errs, fmt.Errorf("%s.replay: %q is set but events is not; set events to the engine's live stream", at, s.Replay))
 	}
 	if err := s.validateRanks(at); err != nil {

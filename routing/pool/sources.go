@@ -18,6 +18,10 @@ import (
 // engine.
 const EventsAuto = "auto"
 
+// TopicScheme begins the Events of a [Publisher] that connects by itself; its
+// topic follows.
+const TopicScheme = "topic:"
+
 // maxRanks bounds the data-parallel ranks behind one endpoint.
 const maxRanks = 256
 
@@ -30,7 +34,10 @@ type eventSource struct {
 // sources returns the event streams that the configuration names: rank r is at
 // the port plus r, as vLLM and SGLang have it.
 func (s Spec) sources() []eventSource {
-	if s.Events == "" || s.Events == EventsAuto {
+	switch {
+	case s.Topic != "":
+		return []eventSource{{0, TopicScheme + s.Topic, s.Replay}}
+	case s.Events == "" || s.Events == EventsAuto:
 		return nil
 	}
 	out := make([]eventSource, max(1, s.Ranks))

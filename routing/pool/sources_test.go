@@ -120,6 +120,8 @@ func TestSources_FaultsOfTheConfiguration(t *testing.T) {
 		{func(s *Spec) { s.Events, s.Ranks = EventsAuto, 2 }, "with events: auto the ranks are learned"},
 		{func(s *Spec) { s.Events, s.Replay = EventsAuto, "tcp://h:1" }, "cannot be set where events is auto"},
 		{func(s *Spec) { s.Events, s.Ranks = "tcp://h:65535", 2 }, "last port is above 65535"},
+		{func(s *Spec) { s.Topic, s.Events = "t", "tcp://h:1" }, "static.endpoints[0].topic: \"t\" is set together with events"},
+		{func(s *Spec) { s.Topic, s.Replay = "t", "tcp://h:1" }, ""},
 		{func(s *Spec) { s.Events = EventsAuto }, ""},
 		{func(s *Spec) { s.Events, s.Ranks = "tcp://h:65535", 1 }, ""},
 	} {
