@@ -115,7 +115,7 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 	if r.index, err = kvindex.New(cfg.Index.Config); err != nil {
 		return nil, err
 	}
-	reg.MustRegister(newIndexCollector(r.index))
+	reg.MustRegister(newIndexCollector(r.index, r.pool))
 	if r.events, err = events.New(cfg.Events, r.index, hasher, events.ZMQ(cfg.Events), log, reg, random()); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,6 +12,7 @@ import (
 	"github.com/warmpath/warmpath/events"
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // stateView is /debug/state.
@@ -131,29 +133,74 @@ func (r *router) serveHeld(w http.ResponseWriter, req *http.Request) {
 	http.Error(w, fmt.Sprintf("no endpoint is called %q; /debug/state lists them", name), http.StatusNotFound)
 }
 
-// indexCollector reads the index's size when metrics are scraped.
+// indexCollector exports the index's counts when they are asked for.
 type indexCollector struct {
-	index        *kvindex.Index
-	blocks, held *prometheus.Desc
+	index *kvindex.Index
+	pool  *pool.Pool
+
+	blocks, held, bytes       *prometheus.Desc
+	tiers, names, waiting     *prometheus.Desc
+	removed, parked, unplaced *prometheus.Desc
 }
 
-func newIndexCollector(index *kvindex.Index) *indexCollector {
+func newIndexCollector(index *kvindex.Index, p *pool.Pool) *indexCollector {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("warmpath_kvindex_"+name, help, labels, nil)
+	}
 	return &indexCollector{
-		index:  index,
-		blocks: prometheus.NewDesc("warmpath_kvindex_blocks", "Distinct blocks that any publisher holds.", nil, nil),
-		held:   prometheus.NewDesc("warmpath_kvindex_held_blocks", "Pairs of a publisher and a block that it holds.", nil, nil),
+		index: index, pool: p,
+		blocks:   desc("blocks", "Distinct blocks that any publisher holds."),
+		held:     desc("held_blocks", "Pairs of a publisher and a block that it holds."),
+		bytes:    desc("bytes", "Memory of the index, without the publishers' own names and orphans."),
+		tiers:    desc("publisher_held_blocks", "Blocks that a publisher holds on a tier.", "endpoint", "rank", "tier"),
+		names:    desc("publisher_names", "Names that a publisher has announced and not taken back, and those taken back lately.", "endpoint", "rank"),
+		waiting:  desc("publisher_orphan_blocks", "Blocks of a publisher that wait for their parent.", "endpoint", "rank"),
+		removed:  desc("publisher_removals_total", "Removed blocks of a publisher: forwarded took effect, suppressed left another copy, unknown were not held.", "endpoint", "rank", "result"),
+		parked:   desc("publisher_parked_total", "Blocks of a publisher that came before their parent.", "endpoint", "rank"),
+		unplaced: desc("publisher_dropped_total", "Blocks of a publisher that came before their parent and were not kept.", "endpoint", "rank"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *indexCollector) Describe(ch chan<- *prometheus.Desc) {
-	ch <- c.blocks
-	ch <- c.held
+	for _, d := range []*prometheus.Desc{c.blocks, c.held, c.bytes, c.tiers, c.names, c.waiting, c.removed, c.parked, c.unplaced} {
+		ch <- d
+	}
 }
 
-// Collect implements prometheus.Collector.
+// Collect implements prometheus.Collector. Publishers that the pool has no
+// more are on their way out of the index, and left out.
 func (c *indexCollector) Collect(ch chan<- prometheus.Metric) {
 	s := c.index.Stats()
-	ch <- prometheus.MustNewConstMetric(c.blocks, prometheus.GaugeValue, float64(s.Blocks))
-	ch <- prometheus.MustNewConstMetric(c.held, prometheus.GaugeValue, float64(s.Held))
+	gauge := func(d *prometheus.Desc, v int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(c.blocks, s.Blocks)
+	gauge(c.held, s.Held)
+	gauge(c.bytes, s.Bytes)
+	labels := map[kvindex.Publisher][2]string{}
+	for _, e := range c.pool.Snapshot().Endpoints {
+		for _, p := range e.Publishers {
+			labels[p.Publisher] = [2]string{e.Name, strconv.Itoa(p.Rank)}
+		}
+	}
+	for _, p := range s.Publishers {
+		l, ok := labels[p.Publisher]
+		if !ok {
+			continue
+		}
+		for t, n := range p.Tiers {
+			gauge(c.tiers, n, l[0], l[1], kvindex.Tier(t).String())
+		}
+		gauge(c.names, p.Names, l[:]...)
+		gauge(c.waiting, p.Orphans, l[:]...)
+		counter(c.removed, p.Forwarded, l[0], l[1], "forwarded")
+		counter(c.removed, p.Suppressed, l[0], l[1], "suppressed")
+		counter(c.removed, p.Unknown, l[0], l[1], "unknown")
+		counter(c.parked, p.Parked, l[:]...)
+		counter(c.unplaced, p.Dropped, l[:]...)
+	}
 }
