@@ -51,6 +51,32 @@ func (c *Candidate) look(now time.Time) {
 	c.Fresh = c.Load.Fresh(now)
 }
 
+// find returns the candidate of an endpoint id, nil if there is none. Where
+// candidates are narrowed, an endpoint that is asked for becomes one.
+func (sc *scratch) find(id kvindex.EndpointID) *Candidate {
+	sc.index()
+	if int(id) < len(sc.position) && sc.position[id] >= 0 {
+		return &sc.candidates[sc.position[id]]
+	}
+	if sc.model == nil {
+		return nil
+	}
+	e := sc.model.Endpoint(id)
+	if e == nil || e.Cooling(sc.now) {
+		return nil
+	}
+	sc.place(id, len(sc.candidates))
+	sc.candidates = append(sc.candidates, Candidate{Endpoint: e})
+	return &sc.candidates[len(sc.candidates)-1]
+}
+
+func (sc *scratch) place(id kvindex.EndpointID, at int) {
+	for len(sc.position) <= int(id) {
+		sc.position = append(sc.position, -1)
+	}
+	sc.position[id] = int32(at)
+}
+
 // index prepares position for the current candidates, if it is not.
 func (sc *scratch) index() {
 	if sc.indexed {
@@ -58,11 +84,7 @@ func (sc *scratch) index() {
 	}
 	sc.indexed = true
 	for i := range sc.candidates {
-		id := int(sc.candidates[i].Endpoint.ID)
-		for len(sc.position) <= id {
-			sc.position = append(sc.position, -1)
-		}
-		sc.position[id] = int32(i)
+		sc.place(sc.candidates[i].Endpoint.ID, i)
 	}
 }
 
@@ -87,14 +109,10 @@ func (sc *scratch) merge(blockSize int, only []*pool.Endpoint) int {
 	if len(sc.matches) == 0 {
 		return 0
 	}
-	sc.index()
 	for i := range sc.matches {
 		m := &sc.matches[i]
-		if int(m.Endpoint) >= len(sc.position) || sc.position[m.Endpoint] < 0 {
-			continue
-		}
-		c := &sc.candidates[sc.position[m.Endpoint]]
-		if c.Endpoint.Incarnation != m.Incarnation || (only != nil && !slices.Contains(only, c.Endpoint)) {
+		c := sc.find(m.Endpoint)
+		if c == nil || c.Endpoint.Incarnation != m.Incarnation || (only != nil && !slices.Contains(only, c.Endpoint)) {
 			continue
 		}
 		if c.ranks == 0 {

@@ -735,7 +735,7 @@ func TestJudge_AllocatesNothing(t *testing.T) {
 	for _, name := range allNames() {
 		p := judged(t, r, name)
 		st := r.settings.Load()
-		if n := testing.AllocsPerRun(5, func() { r.judge(st, req, sc, p); sc.first(3, r.rand.Uint64()) }); n != 0 {
+		if n := testing.AllocsPerRun(5, func() { r.judge(st, req, sc, p, 0); sc.first(3, r.rand.Uint64()) }); n != 0 {
 			t.Errorf("%s: judging 1,000 endpoints allocates %v times, want 0", name, n)
 		}
 	}
@@ -751,7 +751,7 @@ func BenchmarkJudge(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/endpoints=%d", name, n), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					r.judge(st, req, sc, p)
+					r.judge(st, req, sc, p, 0)
 					sc.first(3, r.rand.Uint64())
 				}
 			})

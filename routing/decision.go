@@ -185,7 +185,7 @@ func (d *Decision) fill(sc *scratch, t *Target, p *prospect, n int) {
 	*d = Decision{
 		Time: req.Arrived, RequestID: req.ID, Model: req.Model, Strategy: t.Strategy, ChosenBy: p.by, Profile: p.profile,
 		Reason: t.Reason.String(), PromptTokens: t.PromptTokens, view: t.Tokens, Unit: p.unit,
-		Considered: len(cands), Candidates: views,
+		Considered: sc.count(), Candidates: views,
 	}
 	if t.Reason == ReasonMetricMissing && p.blend == nil || t.Reason == ReasonNoKey {
 		d.Unit = UnitRequests // what decided instead
@@ -263,6 +263,6 @@ func (r *Router) debug(ctx context.Context, sc *scratch, t *Target, p *prospect)
 		slog.String("request_id", sc.scene.req.ID), slog.String("model", sc.scene.req.Model),
 		slog.String("strategy", t.Strategy), slog.String("chosen_by", string(p.by)), slog.String("reason", t.Reason.String()),
 		slog.String("endpoint", c.Endpoint.Name), slog.String("address", c.Endpoint.Address),
-		slog.Int("candidates", len(sc.candidates)), slog.Float64("cost", c.Cost), slog.String("unit", string(p.unit)),
+		slog.Int("candidates", sc.count()), slog.Float64("cost", c.Cost), slog.String("unit", string(p.unit)),
 		slog.Int("prompt_tokens", t.PromptTokens), slog.Int("matched_tokens", t.MatchedTokens), slog.Int64("in_flight", c.InFlight))
 }

@@ -27,12 +27,12 @@ var leftNames = [...]string{
 	leftCooling: "it failed requests a short time ago",
 }
 
-// serving returns the endpoints that may serve the request and the scope of
-// its blocks, less the block size.
-func (r *Router) serving(snap *pool.Snapshot, req *Request) ([]*pool.Endpoint, kvindex.Scope, *Error) {
+// serving returns the model that the request asks for, one without a name if
+// no endpoint lists it yet, and the scope of its blocks, less the block size.
+func (r *Router) serving(snap *pool.Snapshot, req *Request) (*pool.Model, kvindex.Scope, *Error) {
 	if req.Model != "" {
 		if m, ok := snap.Model(req.Model); ok {
-			return m.Endpoints, kvindex.Scope{Model: m.Base, Adapter: m.Adapter, Salt: req.Prompt.Salt}, nil
+			return m, kvindex.Scope{Model: m.Base, Adapter: m.Adapter, Salt: req.Prompt.Salt}, nil
 		}
 		if snap.Complete() && len(snap.Endpoints) > 0 {
 			return nil, kvindex.Scope{}, &Error{
@@ -47,7 +47,7 @@ func (r *Router) serving(snap *pool.Snapshot, req *Request) ([]*pool.Endpoint, k
 			all = append(all, e)
 		}
 	}
-	return all, kvindex.Scope{Model: req.Model, Salt: req.Prompt.Salt}, nil
+	return &pool.Model{Endpoints: all}, kvindex.Scope{Model: req.Model, Salt: req.Prompt.Salt}, nil
 }
 
 // eligible fills sc.candidates with the endpoints of serving that the request

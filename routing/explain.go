@@ -24,7 +24,7 @@ func (r *Router) Explain(ctx context.Context, req Request) (Decision, *Error) {
 		return Decision{}, err
 	}
 	r.mu.Lock()
-	reason, _ := r.judge(st, &req, sc, &p)
+	reason, _ := r.judge(st, &req, sc, &p, 0)
 	r.mu.Unlock()
 	slices.SortStableFunc(sc.candidates, func(a, b Candidate) int {
 		return cmp.Or(cmp.Compare(a.Cost, b.Cost), strings.Compare(a.Endpoint.Name, b.Endpoint.Name))

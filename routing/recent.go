@@ -67,11 +67,7 @@ func (r *recent) expect(now time.Time, sc *scratch) {
 			if k.size != d.size || len(k.blocks) == 0 || k.blocks[0] != d.chain[0] {
 				continue
 			}
-			sc.index()
-			if int(d.endpoint) >= len(sc.position) || sc.position[d.endpoint] < 0 {
-				continue
-			}
-			if c := &sc.candidates[sc.position[d.endpoint]]; c.Endpoint.Incarnation == d.incarnation {
+			if c := sc.find(d.endpoint); c != nil && c.Endpoint.Incarnation == d.incarnation {
 				c.ExpectedTokens = max(c.ExpectedTokens, common(k.blocks, d.chain)*d.size)
 			}
 		}

@@ -39,6 +39,9 @@ type Router struct {
 	predictor   Predictor
 	approximate *approximate
 	queue       *queue
+	// narrowFrom is how many endpoints a model must have for its candidates to be
+	// narrowed.
+	narrowFrom int
 	// observer is observe, made a value once.
 	observer func(*pool.Endpoint, time.Time, pool.Outcome)
 
@@ -61,7 +64,7 @@ func New(cfg Config, p Pool, index Index, tokenizer Tokenizer, hasher kvindex.Ha
 	r := &Router{
 		pool: p, index: index, tokenizer: tokenizer, hasher: hasher, rand: random,
 		metrics: newMetrics(reg, append(Strategies(), blendMetric)), logger: log.With("component", "routing"),
-		log: newDecisionLog(cfg.Decisions), queue: newQueue(reg),
+		log: newDecisionLog(cfg.Decisions), queue: newQueue(reg), narrowFrom: narrowFrom,
 	}
 	r.settings.Store(st)
 	r.observer = r.observe
@@ -109,6 +112,15 @@ type scratch struct {
 	// position finds a candidate by its endpoint id; -1: not a candidate.
 	position []int32
 	indexed  bool
+
+	// model is not nil where candidates are narrowed, see narrow.go; considered
+	// is then how many endpoints were. now is when the request arrived.
+	model      *pool.Model
+	considered int
+	now        time.Time
+	ranked     []ranked
+	// unmatched stands for one endpoint after the other that holds nothing.
+	unmatched Candidate
 }
 
 // chain is the blocks of the prompt for endpoints that tokenize alike.
@@ -154,7 +166,7 @@ func (r *Router) resolve(c *Context, sc *scratch, t *Target, turn uint64, p *pro
 
 // put returns sc to the pool, without what would keep a request alive.
 func (r *Router) put(sc *scratch) {
-	sc.scene, sc.subset = scene{}, nil
+	sc.scene, sc.subset, sc.model = scene{}, nil, nil
 	r.scratch.Put(sc)
 }
 
@@ -163,7 +175,7 @@ func (r *Router) put(sc *scratch) {
 // are no candidates.
 func (r *Router) prospect(ctx context.Context, st *settings, req *Request, sc *scratch, leftOut func(*pool.Endpoint, left)) (prospect, *Error) {
 	snap := r.pool.Snapshot()
-	serving, scope, err := r.serving(snap, req)
+	model, scope, err := r.serving(snap, req)
 	if err != nil {
 		return prospect{}, err
 	}
@@ -171,7 +183,10 @@ func (r *Router) prospect(ctx context.Context, st *settings, req *Request, sc *s
 	if p.choice, err = st.choose(req, snap, scope.Model, r.logger); err != nil {
 		return p, err
 	}
-	if err := sc.eligible(req, serving, leftOut); err != nil {
+	sc.now, sc.model = req.Arrived, nil
+	if leftOut == nil && r.narrows(&p, req, model) {
+		sc.model, sc.candidates = model, sc.candidates[:0]
+	} else if err := sc.eligible(req, model.Endpoints, leftOut); err != nil {
 		return p, err
 	}
 	sc.chain, sc.chains = sc.chain[:0], sc.chains[:0]
@@ -179,7 +194,7 @@ func (r *Router) prospect(ctx context.Context, st *settings, req *Request, sc *s
 		if r.approximate != nil {
 			r.approximate.follow(snap, req.Arrived)
 		}
-		p.reason, p.promptTokens, p.tokens = r.match(ctx, req, sc, scope, serving)
+		p.reason, p.promptTokens, p.tokens = r.match(ctx, req, sc, scope, model.Endpoints)
 	}
 	return p, nil
 }
@@ -197,11 +212,15 @@ func (r *Router) Decisions(dst []Decision) []Decision {
 	return r.log.appendTo(dst)
 }
 
-// blockSizes returns the distinct block sizes that the candidates reported.
-func blockSizes(cands []Candidate) []int {
+// blockSizes returns the distinct block sizes that the candidates reported,
+// or where they are narrowed, those that the model's endpoints did.
+func (sc *scratch) blockSizes() []int {
+	if sc.model != nil {
+		return sc.model.BlockSizes()
+	}
 	var first []int
-	for i := range cands {
-		sizes := cands[i].Endpoint.State.BlockSizes()
+	for i := range sc.candidates {
+		sizes := sc.candidates[i].Endpoint.State.BlockSizes()
 		if len(sizes) == 0 || slices.Equal(sizes, first) {
 			continue
 		}

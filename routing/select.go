@@ -96,23 +96,23 @@ type prospect struct {
 
 // judge reads the load of all candidates and weighs them. It returns the
 // reason of the decision, less what depends on the winner. The router's lock
-// is held.
-func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect) (Reason, int) {
+// is held. draw orders equal costs, see [scratch.first].
+func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect, draw uint64) (Reason, int) {
 	sc.scene = scene{
 		now: req.Arrived, req: req, settings: st, adapter: p.adapter, promptTokens: p.promptTokens, rand: r.rand,
 	}
+	if p.matches {
+		r.recent.expect(req.Arrived, sc)
+	}
+	if sc.model != nil {
+		sc.narrow(p.strategy, max(1+st.cfg.Fallbacks, maxViews), draw)
+	}
+	sc.unindex()
 	for i := range sc.candidates {
-		c := &sc.candidates[i]
-		if p.counts {
-			c.InFlight = c.Endpoint.State.InFlight()
-		} else {
-			c.look(req.Arrived)
-		}
+		p.look(&sc.candidates[i], req.Arrived)
 	}
 	reason := p.strategy.reason
 	if p.matches {
-		r.recent.expect(req.Arrived, sc)
-		sc.unindex()
 		reason = p.reason
 		if reason == ReasonCold && sc.longest() > 0 {
 			reason = ReasonPrefix
@@ -126,6 +126,15 @@ func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect) (Re
 		reason = fault
 	}
 	return reason, missing
+}
+
+// look reads what s needs to know of a candidate's load.
+func (s *strategy) look(c *Candidate, now time.Time) {
+	if s.counts {
+		c.InFlight = c.Endpoint.State.InFlight()
+		return
+	}
+	c.look(now)
 }
 
 // longest returns the most tokens that any candidate is expected to hold.
@@ -148,16 +157,16 @@ func (r *Router) selectAndReserve(st *settings, req *Request, sc *scratch, p *pr
 
 // choose is selectAndReserve for those who hold the router's lock.
 func (r *Router) choose(st *settings, req *Request, sc *scratch, p *prospect) (Target, uint64) {
-	cands := sc.candidates
+	now, draw := req.Arrived, r.rand.Uint64()
+	reason, missing := r.judge(st, req, sc, p, draw)
+	cands := sc.candidates // judge may have narrowed them
 	n := min(1+st.cfg.Fallbacks, len(cands))
 	endpoints := make([]*pool.Endpoint, n)
-	now := req.Arrived
-	reason, missing := r.judge(st, req, sc, p)
 	longest := 0
 	if reason == ReasonPrefix {
 		longest = sc.longest()
 	}
-	sc.first(n, r.rand.Uint64())
+	sc.first(n, draw)
 	for i := range n {
 		endpoints[i] = cands[i].Endpoint
 	}

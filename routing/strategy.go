@@ -28,6 +28,9 @@ type strategy struct {
 	matches bool
 	// counts: requests in flight are all that it reads of an endpoint.
 	counts bool
+	// alone: the cost of a candidate depends on no other one, and is never
+	// missing. Only then not all candidates need to be looked at closely.
+	alone bool
 	// prepare sees all candidates before the first of them gets a cost; nil: no
 	// need to. It may return a reason why the strategy cannot decide; then the
 	// fewest requests in flight decide.

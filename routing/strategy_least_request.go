@@ -7,8 +7,8 @@ package routing
 // needs none, so every strategy that cannot decide falls back to this one.
 func strategyLeastRequest() strategy {
 	return strategy{
-		counts: true,
-		name:   "least-request", doc: "the fewest requests in flight from this router",
+		counts: true, alone: true,
+		name: "least-request", doc: "the fewest requests in flight from this router",
 		formula: "requests in flight", unit: UnitRequests, needs: "own accounting", missing: "–",
 		seconds: func(st *settings) float64 { return st.cfg.PrefixCache.RequestCost.Seconds() },
 		cost:    costInFlight,

@@ -48,7 +48,7 @@ func strategyPrefixCache() strategy {
 		formula: "wait + requests + prefill + load + evictions − affinity", unit: UnitSeconds,
 		needs: "KV events, own accounting; better with engine metrics", missing: "what is unknown counts as 0; no prefix known: load decides",
 		seconds: func(*settings) float64 { return 1 },
-		matches: true,
+		matches: true, alone: true,
 		cost: func(sc *scene, c *Candidate) float64 {
 			var e estimated
 			e.fill(sc, c)

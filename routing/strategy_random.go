@@ -5,8 +5,8 @@ package routing
 // Formula: 0. Source: AIBrix random. Missing data: needs none.
 func strategyRandom() strategy {
 	return strategy{
-		counts: true,
-		name:   "random", doc: "any endpoint, with equal chances",
+		counts: true, alone: true,
+		name: "random", doc: "any endpoint, with equal chances",
 		formula: "0", unit: UnitNone, needs: "nothing", missing: "–",
 		cost:   func(*scene, *Candidate) float64 { return 0 },
 		reason: ReasonRandom,

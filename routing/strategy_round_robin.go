@@ -9,8 +9,8 @@ package routing
 // rotation, stated as least recently used. Missing data: needs none.
 func strategyRoundRobin() strategy {
 	return strategy{
-		counts: true,
-		name:   "round-robin", doc: "the endpoint that was chosen longest ago",
+		counts: true, alone: true,
+		name: "round-robin", doc: "the endpoint that was chosen longest ago",
 		formula: "number of the decision that last chose it", unit: UnitTurns, needs: "own accounting", missing: "–",
 		cost:   func(_ *scene, c *Candidate) float64 { return float64(c.Endpoint.State.Turn()) },
 		reason: ReasonTurn,

@@ -156,7 +156,7 @@ func (t *Tokens) usable(size, known int) int {
 // match fills in how many of the prompt's tokens each candidate holds. It
 // returns the prompt's length in tokens.
 func (r *Router) match(ctx context.Context, req *Request, sc *scratch, scope kvindex.Scope, serving []*pool.Endpoint) (Reason, int, TokenView) {
-	sizes := blockSizes(sc.candidates)
+	sizes := sc.blockSizes()
 	if len(sizes) == 0 {
 		return ReasonNoEvents, 0, TokenView{}
 	}

@@ -29,6 +29,8 @@ type Pool struct {
 	buffers sync.Pool
 
 	snapshot atomic.Pointer[Snapshot]
+	// sizesChanged counts the block sizes that became known of any endpoint.
+	sizesChanged atomic.Uint64
 
 	// mu guards what snapshots are made from.
 	mu      sync.Mutex
@@ -75,7 +77,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.C
 		names: metricNames(), probed: make(chan struct{}),
 	}
 	p.buffers.New = func() any { return new(bytes.Buffer) }
-	p.snapshot.Store(newSnapshot(nil))
+	p.snapshot.Store(newSnapshot(nil, &p.sizesChanged))
 	p.Set(cfg.Static.Endpoints)
 	return p
 }
@@ -181,7 +183,7 @@ func (p *Pool) probedOne(m *member) {
 // member has an incarnation of its own, so that nothing of a predecessor
 // counts for it.
 func (p *Pool) admit(s Spec, predecessor *member) *member {
-	m := &member{spec: s, state: &State{}, models: s.Models, adapts: s.Adapters, learned: len(s.Models) > 0, located: s.Events != EventsAuto}
+	m := &member{spec: s, state: &State{sizesChanged: &p.sizesChanged}, models: s.Models, adapts: s.Adapters, learned: len(s.Models) > 0, located: s.Events != EventsAuto}
 	p.locate(m, s.sources())
 	switch {
 	case predecessor != nil:
@@ -234,6 +236,6 @@ func (p *Pool) publish() {
 	for h, n := range counts {
 		p.metrics.endpoints[h].Set(float64(n))
 	}
-	old := p.snapshot.Swap(newSnapshot(endpoints))
+	old := p.snapshot.Swap(newSnapshot(endpoints, &p.sizesChanged))
 	close(old.superseded)
 }

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
@@ -76,9 +77,70 @@ type Model struct {
 	Base, Adapter string
 	// Endpoints serve the model and are candidates.
 	Endpoints []*Endpoint
+
+	// place[id] is 1 + the index in Endpoints of the endpoint of an id, 0 where
+	// there is none.
+	place []int32
+	// sizes is what BlockSizes returned last, changed the pool's count of sizes
+	// that became known; nil outside a pool.
+	sizes   atomic.Pointer[blockSizes]
+	changed *atomic.Uint64
 }
 
-// Snapshot is the pool at one instant. It is immutable.
+// blockSizes is a list of distinct block sizes that was true when the pool's
+// count of changes was at.
+type blockSizes struct {
+	at    uint64
+	sizes []int
+}
+
+// Endpoint returns the one of m.Endpoints that has the id, nil if none has.
+func (m *Model) Endpoint(id kvindex.EndpointID) *Endpoint {
+	if int(id) >= len(m.place) || m.place[id] == 0 {
+		return nil
+	}
+	return m.Endpoints[m.place[id]-1]
+}
+
+// BlockSizes returns the distinct block sizes that the model's endpoints have
+// reported until now. It looks at the endpoints only if any has reported a new
+// one since the last call. The slice must not be changed. Safe for concurrent
+// use.
+func (m *Model) BlockSizes() []int {
+	at := uint64(0)
+	if m.changed != nil {
+		at = m.changed.Load() // before the sizes: they may be newer, never older
+		if s := m.sizes.Load(); s != nil && s.at == at {
+			return s.sizes
+		}
+	}
+	var sizes []int
+	for _, e := range m.Endpoints {
+		for _, n := range e.State.BlockSizes() {
+			if !slices.Contains(sizes, n) {
+				sizes = append(sizes, n)
+			}
+		}
+	}
+	if m.changed != nil {
+		m.sizes.Store(&blockSizes{at, sizes})
+	}
+	return sizes
+}
+
+func (m *Model) add(e *Endpoint) {
+	if m.Endpoint(e.ID) == e {
+		return
+	}
+	m.Endpoints = append(m.Endpoints, e)
+	for len(m.place) <= int(e.ID) {
+		m.place = append(m.place, 0)
+	}
+	m.place[e.ID] = int32(len(m.Endpoints))
+}
+
+// Snapshot is the pool at one instant. It is immutable but for what it remembers
+// of its endpoints' block sizes.
 type Snapshot struct {
 	// Endpoints are all endpoints, in the source's order.
 	Endpoints []*Endpoint
@@ -88,6 +150,7 @@ type Snapshot struct {
 	models     map[string]*Model
 	complete   bool
 	superseded chan struct{}
+	changed    *atomic.Uint64
 }
 
 // Model returns the model of a name, also one whose endpoints all fail at the
@@ -121,7 +184,9 @@ func (s *Snapshot) ByAddress(addr string) *Endpoint { return s.byAddress[addr] }
 // newer snapshot.
 func (s *Snapshot) Superseded() <-chan struct{} { return s.superseded }
 
-func newSnapshot(endpoints []*Endpoint) *Snapshot {
+// newSnapshot returns a snapshot of endpoints whose states count in changed the
+// block sizes that become known.
+func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64) *Snapshot {
 	s := &Snapshot{
 		Endpoints:  endpoints,
 		byID:       make(map[kvindex.EndpointID]*Endpoint, len(endpoints)),
@@ -129,6 +194,7 @@ func newSnapshot(endpoints []*Endpoint) *Snapshot {
 		models:     map[string]*Model{},
 		complete:   true,
 		superseded: make(chan struct{}),
+		changed:    changed,
 	}
 	for _, e := range endpoints {
 		s.byID[e.ID] = e
@@ -154,10 +220,10 @@ func newSnapshot(endpoints []*Endpoint) *Snapshot {
 func (s *Snapshot) serve(e *Endpoint, name, base, adapter string) {
 	m := s.models[name]
 	if m == nil {
-		m = &Model{Name: name, Base: base, Adapter: adapter}
+		m = &Model{Name: name, Base: base, Adapter: adapter, changed: s.changed}
 		s.models[name] = m
 	}
-	if e.Candidate() && !slices.Contains(m.Endpoints, e) {
-		m.Endpoints = append(m.Endpoints, e)
+	if e.Candidate() {
+		m.add(e)
 	}
 }

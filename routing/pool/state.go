@@ -33,6 +33,13 @@ type State struct {
 	prefillTokens atomic.Int64
 	contextTokens atomic.Int64
 	failures      atomic.Int32
+
+	// sizesChanged, where it is not nil, counts the block sizes that became
+	// known of any endpoint of the pool.
+	sizesChanged *atomic.Uint64
+	// 128 bytes are a size class of the allocator whose objects begin on a cache
+	// line; any other size would have the first words lie on two.
+	_ [16]byte
 }
 
 // Reserve counts one more request in flight, with tokens of prefill work
@@ -193,6 +200,9 @@ func (s *State) ObserveBlockSize(n int) bool {
 		}
 		grown := append(slices.Clone(sizes), n)
 		if s.blockSizes.CompareAndSwap(old, &grown) {
+			if s.sizesChanged != nil {
+				s.sizesChanged.Add(1)
+			}
 			return true
 		}
 	}
