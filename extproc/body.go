@@ -142,6 +142,7 @@ func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error)
 	case model && d.model == "":
 		return document{}, badRequest("model", "model is an empty string; set it to the name of a served model")
 	}
+	settleOptions(&d.prompt)
 	if d.prompt.Kind == routing.PromptNone {
 		d.prompt = routing.Prompt{}
 	}
@@ -199,6 +200,10 @@ func (d *document) member(s *scanner, kind api, key []byte) *routing.Error {
 			p.ContinueFinalMessage = boolean(s)
 			return nil
 		}
+	}
+	if name := optionName(kind, key); name != "" {
+		readOption(p, s, name)
+		return nil
 	}
 	s.value(1)
 	return nil

@@ -137,6 +137,61 @@ func TestParseJSON(t *testing.T) {
 	}
 }
 
+func TestParseJSON_Options(t *testing.T) {
+	opt := func(nameValue ...string) []routing.PromptOption {
+		var options []routing.PromptOption
+		for i := 0; i < len(nameValue); i += 2 {
+			options = append(options, routing.PromptOption{Name: nameValue[i], Value: []byte(nameValue[i+1])})
+		}
+		return options
+	}
+	const chat, completion = `{"model":"m","messages":[],`, `{"model":"m","prompt":"p",`
+	for _, tc := range []struct {
+		name, body string
+		kind       api
+		want       []routing.PromptOption
+	}{
+		{"template", chat + `"chat_template":"{{x}}"}`, apiChat, opt("chat_template", `"{{x}}"`)},
+		{
+			"documents and effort", chat + `"documents":[{"text":"a"}],"reasoning_effort":"low"}`, apiChat,
+			opt("documents", `[{"text":"a"}]`, "reasoning_effort", `"low"`),
+		},
+		{
+			"media", chat + `"media_io_kwargs":{"a":1},"mm_processor_kwargs":{"b":2}}`, apiChat,
+			opt("media_io_kwargs", `{"a":1}`, "mm_processor_kwargs", `{"b":2}`),
+		},
+		{"format", chat + `"response_format":{"type":"json_object"}}`, apiChat, opt("response_format", `{"type":"json_object"}`)},
+		{"escaped name", chat + `"reasoning_\u0065ffort":"low"}`, apiChat, opt("reasoning_effort", `"low"`)},
+		{"cut chat", chat + `"truncate_prompt_tokens":-1}`, apiChat, opt("truncate_prompt_tokens", `-1`)},
+		{"cut text", completion + `"truncate_prompt_tokens":10}`, apiCompletion, opt("truncate_prompt_tokens", `10`)},
+		{"cut ids", `{"truncate_prompt_tokens":10,"model":"m","prompt":[1,2]}`, apiCompletion, opt("truncate_prompt_tokens", `10`)},
+		{"second prompt", completion + `"prompt_embeds":"AAAA"}`, apiCompletion, opt("prompt_embeds", `"AAAA"`)},
+		{"suffix", completion + `"suffix":"s"}`, apiCompletion, opt("suffix", `"s"`)},
+		{"no suffix", completion + `"suffix":""}`, apiCompletion, nil},
+		{"tool choice", `{"model":"m","tool_choice":"none","messages":[],"tools":[{}]}`, apiChat, opt("tool_choice", `"none"`)},
+		{"tool choice without tools", chat + `"tool_choice":"none"}`, apiChat, nil},
+		{"tool choice, tools null", chat + `"tool_choice":"none","tools":null}`, apiChat, nil},
+		{"the default tool choice", chat + `"tool_choice":"auto","tools":[{}]}`, apiChat, nil},
+		{"nulls", chat + `"chat_template":null,"documents":null,"reasoning_effort":null,"truncate_prompt_tokens":null}`, apiChat, nil},
+		{"the last one counts", chat + `"reasoning_effort":"low","documents":[1],"reasoning_effort":"high"}`, apiChat, opt("documents", `[1]`, "reasoning_effort", `"high"`)},
+		{"a later null counts too", chat + `"reasoning_effort":"low","reasoning_effort":null}`, apiChat, nil},
+		{"no part of the prompt", chat + `"echo":true,"suffix":"s","prompt_embeds":"A","stop":["a"],"temperature":1,"truncation_side":"left"}`, apiChat, nil},
+		{"no options of completions", completion + `"reasoning_effort":"low","chat_template":"t","response_format":{"type":"text"},"echo":true}`, apiCompletion, nil},
+		{"no prompt, no options", `{"model":"m","prompt_embeds":"A"}`, apiCompletion, nil},
+		{"another API", `{"model":"m","truncate_prompt_tokens":1}`, apiModel, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := parseJSON(tc.kind, []byte(tc.body), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(tc.want, got.prompt.Options); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
 // members decodes an object the slow way.
 func members(body []byte) (map[string]json.RawMessage, error) {
 	var m map[string]json.RawMessage

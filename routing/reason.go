@@ -57,6 +57,9 @@ const (
 	ReasonMetricMissing
 	// ReasonQueued: the request has waited, and the endpoint had room first.
 	ReasonQueued
+	// ReasonPromptOptions: the request has options that shape the prompt and
+	// that no tokenizer can be told of; least loaded.
+	ReasonPromptOptions
 )
 
 // Reasons of an [Error].
@@ -111,6 +114,7 @@ var reasonNames = map[Reason]string{
 	ReasonCanceled:         "canceled",
 	ReasonUnsupported:      "unsupported_encoding",
 	ReasonQueued:           "queued",
+	ReasonPromptOptions:    "prompt_options",
 	ReasonQueueFull:        "queue_full",
 	ReasonQueueTimeout:     "queue_timeout",
 }
@@ -138,7 +142,7 @@ func (r Reason) String() string {
 // strategy wants.
 func (r Reason) Degraded() bool {
 	switch r {
-	case ReasonNoEvents, ReasonTokenizerDown, ReasonTokenizerTimeout, ReasonTokenizerRefused, ReasonTokenizerForm, ReasonNoKey, ReasonMetricMissing:
+	case ReasonNoEvents, ReasonTokenizerDown, ReasonTokenizerTimeout, ReasonTokenizerRefused, ReasonTokenizerForm, ReasonPromptOptions, ReasonNoKey, ReasonMetricMissing:
 		return true
 	}
 	return false

@@ -34,11 +34,34 @@ type Prompt struct {
 	// AddSpecialTokens, AddGenerationPrompt and ContinueFinalMessage are nil
 	// where the client left them to the engine's default.
 	AddSpecialTokens, AddGenerationPrompt, ContinueFinalMessage *bool
+	// Options are the further members of the request that may shape the prompt,
+	// in the order of the request, each name once; nil for most requests. A
+	// tokenizer that cannot be told of one that may matter must not be asked: the
+	// engine might put something else in front of the model than it answers for,
+	// and blocks that the engine does not look for would count as matched.
+	Options []PromptOption
 	// Multimodal: the messages hold more than text, so token ids alone do not
 	// tell two prompts apart.
 	Multimodal bool
 	// Salt is cache_salt.
 	Salt string
+}
+
+// PromptOption is a member of a request that may shape the prompt, other than
+// those that [Prompt] has fields for.
+//
+//   - Of chats: chat_template; documents and reasoning_effort, which templates
+//     read; tool_choice (where there are tools, and not "auto") and
+//     response_format, which some engines show the model; media_io_kwargs and
+//     mm_processor_kwargs.
+//   - Of completions: suffix, and prompt_embeds, which is a prompt itself.
+//   - Of both: truncate_prompt_tokens, which leaves the end or the beginning.
+//
+// The names are those of the vLLM documentation, "OpenAI-Compatible Server".
+type PromptOption struct {
+	Name string
+	// Value is JSON as the client sent it, not null, and borrows the body.
+	Value []byte
 }
 
 // Request is what routing needs to know of an HTTP request.

@@ -357,6 +357,11 @@ func TestRoute_AsksTheTokenizer(t *testing.T) {
 	if _, target, err := w.route(image); err != nil || target.Reason != ReasonNoPrompt {
 		t.Errorf("a multimodal prompt was routed by %v (%v), want %v", target.Reason, err, ReasonNoPrompt)
 	}
+	cut := ids("m", prompt)
+	cut.Prompt.Options = []PromptOption{{Name: "truncate_prompt_tokens", Value: []byte("4")}}
+	if _, target, err := w.route(cut); err != nil || target.Reason != ReasonPromptOptions {
+		t.Errorf("ids of which the engine cuts some were routed by %v (%v), want %v", target.Reason, err, ReasonPromptOptions)
+	}
 	slow := newWorld(t, static(3), fixedTokenizer{err: &Error{Reason: ReasonTokenizerTimeout}})
 	slow.hold(1, kvindex.Scope{Model: "m"}, prompt)
 	if _, target, err := slow.route(text); err != nil || target.Reason != ReasonTokenizerTimeout {

@@ -200,6 +200,9 @@ func (r *Router) match(ctx context.Context, req *Request, sc *scratch, scope kvi
 func (r *Router) tokens(ctx context.Context, req *Request, sc *scratch, serving []*pool.Endpoint, sizes []int) Reason {
 	p := &req.Prompt
 	switch {
+	case p.Kind == PromptTokens && len(p.Options) > 0:
+		// The ids are cut, or not all of the prompt.
+		return ReasonPromptOptions
 	case p.Kind == PromptTokens:
 		sc.tokens = append(sc.tokens[:0], Tokens{Source: TokensIDs, Count: len(p.Tokens), Blocks: sc.blocks[:0]})
 		sc.contents = sc.contents[:0]

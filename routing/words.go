@@ -184,6 +184,8 @@ func (d *Decision) because() string {
 		return "the tokenizer refused the prompt, and no candidate answers sooner"
 	case ReasonTokenizerForm.String():
 		return "the tokenizers have no form for such a prompt, and no candidate answers sooner"
+	case ReasonPromptOptions.String():
+		return "the request has options that change the prompt and that the tokenizers cannot be told of, and no candidate answers sooner"
 	case ReasonNoKey.String():
 		return "the request has no key that the strategy could use, " + byLoad
 	case ReasonMetricMissing.String():

@@ -99,6 +99,12 @@ type query struct {
 // prompt, or its beginning up to a short rest, is remembered, and for the
 // configured budget at most.
 func (t *Client) Tokenize(ctx context.Context, tq *routing.TokenQuery, dst []routing.Tokens) ([]routing.Tokens, *routing.Error) {
+	if name := untold(t.cfg.API, &tq.Request.Prompt); name != "" {
+		t.metrics.answered(routing.TokensNone)
+		return dst, &routing.Error{
+			Reason: routing.ReasonPromptOptions, Message: "tokenizer.api " + t.cfg.API + " has no " + name + ", which may change the prompt", Param: name,
+		}
+	}
 	q := t.queries.Get().(*query)
 	q.TokenQuery = tq
 	defer func() { q.TokenQuery = nil; t.queries.Put(q) }()
@@ -265,7 +271,7 @@ func (t *Client) fetch(ctx context.Context, q *query, g *group) (*prompt, *routi
 	case <-ctx.Done():
 		return nil, timedOut(ctx)
 	}
-	body := newPayload(&t.payloads, where, q.Request.Model, &q.Request.Prompt)
+	body := newPayload(&t.payloads, where, t.cfg.API, q.Request.Model, &q.Request.Prompt)
 	defer body.release()
 	ids, l, err := t.race(ctx, g.lanes, body, true)
 	if err != nil {

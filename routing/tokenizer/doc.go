@@ -14,6 +14,22 @@
 // has the engine's defaults: special tokens are added to a completion prompt
 // and not to a chat, whose template brings its own.
 //
+// Of the further options that shape a prompt, /tokenize has chat_template,
+// media_io_kwargs and mm_processor_kwargs, and the render endpoints have also
+// documents, reasoning_effort, tool_choice and response_format. A prompt with
+// one that the configured API cannot be told of, as with truncate_prompt_tokens,
+// is not tokenized, and routed by load. Two are left out instead where the API
+// is /tokenize: response_format, and a tool_choice that demands a call. The
+// chat templates of vLLM are not given them. It has a renderer of its own for
+// Kimi K3 that shows them to the model: use the render endpoints there, or such
+// requests are credited with more than their engines hold.
+//
+// Only the bodies of /v1/completions and /v1/chat/completions are read for a
+// prompt. vLLM makes chat messages of those of /v1/responses and /v1/messages
+// by rules that its documentation does not give, that differ between releases
+// and, for gpt-oss, between models: what /tokenize answers for messages that we
+// made would not be known to be the engine's prompt. They are routed by load.
+//
 // Servers that tokenize a few fixed prompts alike are taken for one tokenizer
 // with one chat template. What is learned from one kind of server is used for
 // that kind only, so a rolling upgrade that brings another template mixes

@@ -64,6 +64,9 @@ func (t *Client) learn(q *query, g *group) {
 		return
 	}
 	bytes := int64(len(p.Text) + len(p.Messages) + len(p.Tools))
+	for i := range p.Options {
+		bytes += int64(len(p.Options[i].Value))
+	}
 	if len(t.jobs) == cap(t.jobs) || t.jobBytes.Add(bytes) > t.cfg.LearnBytes {
 		if len(t.jobs) < cap(t.jobs) {
 			t.jobBytes.Add(-bytes)
@@ -72,7 +75,7 @@ func (t *Client) learn(q *query, g *group) {
 		return
 	}
 	j := &job{
-		group: g, body: newPayload(&t.payloads, where, q.Request.Model, p), hasher: q.Hasher, sizes: q.BlockSizes,
+		group: g, body: newPayload(&t.payloads, where, t.cfg.API, q.Request.Model, p), hasher: q.Hasher, sizes: q.BlockSizes,
 		made: append([]routing.TokenBlocks(nil), q.claim.blocks...), bytes: bytes, text: strings.Clone(p.Text),
 	}
 	q.outline.own(p)
@@ -180,7 +183,7 @@ func (t *Client) examine(ctx context.Context, l *lane) {
 		if !ok {
 			continue
 		}
-		body := newPayload(&t.payloads, where, l.model, &p)
+		body := newPayload(&t.payloads, where, t.cfg.API, l.model, &p)
 		a := t.attempt(ctx, l, body)
 		body.release()
 		refused := (*refusal)(nil)

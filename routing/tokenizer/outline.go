@@ -119,6 +119,9 @@ func (o *outline) read(p *routing.Prompt, seed uint64) bool {
 		}
 	}
 	o.start = hash(flags[:], seed)
+	for i := range p.Options {
+		o.start = o.start.thenString(p.Options[i].Name, seed).then(p.Options[i].Value, seed)
+	}
 	o.options = o.start.lo
 	switch p.Kind {
 	case routing.PromptText:

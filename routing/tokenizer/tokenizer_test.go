@@ -151,11 +151,16 @@ func TestTokenize_Reasons(t *testing.T) {
 
 func TestAppendBody_ForwardsWhatShapesThePrompt(t *testing.T) {
 	no, yes := false, true
+	options := []routing.PromptOption{
+		{Name: "response_format", Value: []byte(`{"type":"text"}`)}, {Name: "chat_template", Value: []byte(`"{{x}}"`)},
+		{Name: "tool_choice", Value: []byte(`"required"`)},
+	}
 	tests := []struct {
 		name string
 		req  routing.Request
 		want string
 	}{
+		{"options", routing.Request{Prompt: routing.Prompt{Kind: routing.PromptChat, Messages: []byte(`[]`), Options: options}}, `{"messages":[],"chat_template":"{{x}}"}`},
 		{"chat", routing.Request{Model: "m", Prompt: routing.Prompt{Kind: routing.PromptChat, Messages: []byte(`[{"role":"user"}]`)}}, `{"model":"m","messages":[{"role":"user"}]}`},
 		{"everything", routing.Request{Model: `q"`, Prompt: routing.Prompt{
 			Kind: routing.PromptChat, Messages: []byte(`[]`), Tools: []byte(`[1]`), TemplateKwargs: []byte(`{"a":1}`),
@@ -165,7 +170,7 @@ func TestAppendBody_ForwardsWhatShapesThePrompt(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := appendBody(nil, tt.req.Model, &tt.req.Prompt)
+			got := appendBody(nil, apiVLLM, tt.req.Model, &tt.req.Prompt)
 			if string(got) != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
@@ -173,6 +178,89 @@ func TestAppendBody_ForwardsWhatShapesThePrompt(t *testing.T) {
 				t.Error("the body is not JSON")
 			}
 		})
+	}
+}
+
+// What a server cannot be told of is not asked, and what it is told of is not
+// taken for the same prompt without it.
+func TestTokenize_Options(t *testing.T) {
+	chat := `{"model":"m","messages":[{"role":"user","content":"hi"}]`
+	tests := []struct {
+		api, name, value string
+		// want is what the server is asked; "": it is not.
+		want string
+	}{
+		{apiVLLM, "chat_template", `"t"`, chat + `,"chat_template":"t"}`},
+		{apiVLLM, "media_io_kwargs", `{"a":1}`, chat + `,"media_io_kwargs":{"a":1}}`},
+		{apiVLLM, "mm_processor_kwargs", `{"a":1}`, chat + `,"mm_processor_kwargs":{"a":1}}`},
+		{apiVLLM, "response_format", `{"type":"json_object"}`, chat + `}`},
+		{apiVLLM, "tool_choice", `"required"`, chat + `}`},
+		{apiVLLM, "tool_choice", `{"type":"function"}`, chat + `}`},
+		{apiVLLM, "tool_choice", `"none"`, ""},
+		{apiVLLM, "tool_choice", `"n\u006fne"`, ""},
+		{apiVLLM, "reasoning_effort", `"low"`, ""},
+		{apiVLLM, "documents", `[]`, ""},
+		{apiVLLM, "truncate_prompt_tokens", `9`, ""},
+		{apiVLLM, "not known here", `1`, ""},
+		{apiRender, "reasoning_effort", `"low"`, chat + `,"reasoning_effort":"low"}`},
+		{apiRender, "documents", `[]`, chat + `,"documents":[]}`},
+		{apiRender, "response_format", `{}`, chat + `,"response_format":{}}`},
+		{apiRender, "tool_choice", `"none"`, chat + `,"tool_choice":"none"}`},
+		{apiRender, "chat_template", `"t"`, chat + `,"chat_template":"t"}`},
+		{apiRender, "truncate_prompt_tokens", `9`, ""},
+		{apiSGLang, "chat_template", `"t"`, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.api+" "+tt.name+" "+tt.value, func(t *testing.T) {
+			body := `{"count":3,"tokens":[1,2,3]}`
+			if tt.api == apiRender {
+				body = `{"token_ids":[1,2,3]}`
+			}
+			s := newServer(t, 200, body)
+			c := newClient(t, func(cfg *Config) { cfg.API, cfg.Endpoints = tt.api, []string{s.URL} })
+			p := routing.Prompt{
+				Kind: routing.PromptChat, Messages: []byte(`[{"role":"user","content":"hi"}]`),
+				Options: []routing.PromptOption{{Name: tt.name, Value: []byte(tt.value)}},
+			}
+			got, err := ask(t, c, &routing.Request{Model: "m", Prompt: p}, nil)
+			if tt.want == "" {
+				if err == nil || err.Reason != routing.ReasonPromptOptions || err.Param != tt.name || s.asked.Load() != 0 {
+					t.Errorf("%v, %v, asked %d times; want %v for %s, nobody asked", got, err, s.asked.Load(), routing.ReasonPromptOptions, tt.name)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if asked := *s.last.Load(); !strings.HasSuffix(asked, " application/json "+tt.want) {
+				t.Errorf("the server was asked %s, want %s", asked, tt.want)
+			}
+		})
+	}
+}
+
+// Options are a part of the name under which a prompt is remembered.
+func TestOutline_Options(t *testing.T) {
+	named := func(options ...routing.PromptOption) key {
+		var o outline
+		p := routing.Prompt{Kind: routing.PromptChat, Messages: []byte(`[{"role":"user","content":"hi"}]`), Options: options}
+		if !o.read(&p, 1) {
+			t.Fatal("no outline")
+		}
+		return o.end()
+	}
+	a := routing.PromptOption{Name: "chat_template", Value: []byte(`"a"`)}
+	b := routing.PromptOption{Name: "chat_template", Value: []byte(`"b"`)}
+	c := routing.PromptOption{Name: "documents", Value: []byte(`"a"`)}
+	seen := map[key]bool{}
+	for _, k := range []key{named(), named(a), named(b), named(c), named(a, c)} {
+		if seen[k] {
+			t.Error("two prompts with different options have one name")
+		}
+		seen[k] = true
+	}
+	if !seen[named(a, c)] {
+		t.Error("the same prompt has two names")
 	}
 }
 

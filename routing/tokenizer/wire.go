@@ -25,9 +25,65 @@ func path(api string, kind routing.PromptKind) (p string, ok bool) {
 	return "/tokenize", api != apiSGLang || kind == routing.PromptText
 }
 
+// telling is what becomes of an option in a request for tokens.
+type telling uint8
+
+const (
+	// cannot: the servers have no such option, and the engine's prompt may
+	// depend on it. They are not asked.
+	cannot telling = iota
+	// leave: the servers have no such option, and need none.
+	leave
+	// forward: the servers have the same option as the engine.
+	forward
+)
+
+// tell returns what to do with an option. vLLM's /tokenize has the template
+// and the arguments for media; its render endpoints read a chat as the engine
+// does. What truncation leaves may depend on the length of the answer, so it is
+// forwarded to nobody.
+func tell(api string, o *routing.PromptOption) telling {
+	switch o.Name {
+	case "chat_template", "media_io_kwargs", "mm_processor_kwargs":
+		if api != apiSGLang {
+			return forward
+		}
+	case "documents", "reasoning_effort":
+		if api == apiRender {
+			return forward
+		}
+	case "response_format":
+		if api == apiRender {
+			return forward
+		}
+		return leave
+	case "tool_choice":
+		switch {
+		case api == apiRender:
+			return forward
+		case o.Value[0] == '{', string(o.Value) == `"required"`:
+			return leave
+		}
+		// "none": vLLM's --exclude-tools-when-tool-choice-none takes the tools
+		// out of the prompt.
+	}
+	return cannot
+}
+
+// untold returns the name of an option that the servers cannot be told of, ""
+// if there is none.
+func untold(api string, p *routing.Prompt) string {
+	for i := range p.Options {
+		if tell(api, &p.Options[i]) == cannot {
+			return p.Options[i].Name
+		}
+	}
+	return ""
+}
+
 // appendBody appends the request for p's tokens: the completion form for text,
 // the chat form for messages.
-func appendBody(dst []byte, model string, p *routing.Prompt) []byte {
+func appendBody(dst []byte, api, model string, p *routing.Prompt) []byte {
 	dst = append(dst, '{')
 	if model != "" {
 		dst = appendQuoted(append(dst, `"model":`...), model)
@@ -43,6 +99,11 @@ func appendBody(dst []byte, model string, p *routing.Prompt) []byte {
 		dst = appendBool(dst, "continue_final_message", p.ContinueFinalMessage)
 	}
 	dst = appendBool(dst, "add_special_tokens", p.AddSpecialTokens)
+	for i := range p.Options {
+		if o := &p.Options[i]; tell(api, o) == forward {
+			dst = appendField(dst, o.Name, o.Value)
+		}
+	}
 	return append(dst, '}')
 }
 
@@ -122,15 +183,18 @@ type payload struct {
 // maxPooled is the largest body whose memory is kept.
 const maxPooled = 1 << 20
 
-func newPayload(pool *sync.Pool, path, model string, p *routing.Prompt) *payload {
+func newPayload(pool *sync.Pool, path, api, model string, p *routing.Prompt) *payload {
 	l := pool.Get().(*payload)
 	l.pool, l.path = pool, path
 	l.refs.Store(1)
 	need := 256 + len(model) + len(p.Text) + len(p.Messages) + len(p.Tools) + len(p.TemplateKwargs)
+	for i := range p.Options {
+		need += len(p.Options[i].Name) + len(p.Options[i].Value) + 4
+	}
 	if cap(l.body) < need {
 		l.body = make([]byte, 0, need)
 	}
-	l.body = appendBody(l.body[:0], model, p)
+	l.body = appendBody(l.body[:0], api, model, p)
 	return l
 }
 
