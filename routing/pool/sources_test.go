@@ -75,12 +75,21 @@ func TestSources_AreLearned(t *testing.T) {
 		answers map[string]string
 		want    []string
 	}{
-		{"vLLM by rank", map[string]string{"/kv_event_sources": `{"1":{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://*:5558","replay_endpoint":"tcp://*:6558","buffer_steps":10000,"topic":""},"0":{"endpoint":"tcp://*:5557","replay_endpoint":null}}`},
-			[]string{"0 tcp://127.0.0.1:5557", "1 tcp://127.0.0.1:5558 tcp://127.0.0.1:6558"}},
-		{"vLLM as a list", map[string]string{"/kv_event_sources": `{"sources":[{"data_parallel_rank":8,"endpoint":"tcp://10.0.0.3:40001","replay_endpoint":"tcp://10.0.0.3:40002","topic":"t"},{"data_parallel_rank":9,"endpoint":"inproc://x","replay_endpoint":null}]}`},
-			[]string{"8 tcp://10.0.0.3:40001 tcp://10.0.0.3:40002"}},
-		{"SGLang", map[string]string{"/server_info": `{"tp_size":1,"kv_events":{"publisher":"zmq","endpoint_host":"0.0.0.0","endpoint_port_base":5557,"topic":"","block_size":16,"dp_size":2}}`},
-			[]string{"0 tcp://127.0.0.1:5557", "1 tcp://127.0.0.1:5558"}},
+		{
+			"vLLM by rank",
+			map[string]string{"/kv_event_sources": `{"1":{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://*:5558","replay_endpoint":"tcp://*:6558","buffer_steps":10000,"topic":""},"0":{"endpoint":"tcp://*:5557","replay_endpoint":null}}`},
+			[]string{"0 tcp://127.0.0.1:5557", "1 tcp://127.0.0.1:5558 tcp://127.0.0.1:6558"},
+		},
+		{
+			"vLLM as a list",
+			map[string]string{"/kv_event_sources": `{"sources":[{"data_parallel_rank":8,"endpoint":"tcp://10.0.0.3:40001","replay_endpoint":"tcp://10.0.0.3:40002","topic":"t"},{"data_parallel_rank":9,"endpoint":"inproc://x","replay_endpoint":null}]}`},
+			[]string{"8 tcp://10.0.0.3:40001 tcp://10.0.0.3:40002"},
+		},
+		{
+			"SGLang",
+			map[string]string{"/server_info": `{"tp_size":1,"kv_events":{"publisher":"zmq","endpoint_host":"0.0.0.0","endpoint_port_base":5557,"topic":"","block_size":16,"dp_size":2}}`},
+			[]string{"0 tcp://127.0.0.1:5557", "1 tcp://127.0.0.1:5558"},
+		},
 		{"none", map[string]string{"/kv_event_sources": `{}`}, nil},
 		{"SGLang without events", map[string]string{"/server_info": `{"tp_size":1}`}, nil},
 		{"neither", nil, nil},
