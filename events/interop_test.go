@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"testing"
+	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing/pool"
@@ -65,6 +67,34 @@ func (p *python) tell(t *testing.T, format string, args ...any) {
 	if line, err := p.out.ReadString('\n'); line != "ok\n" {
 		t.Fatalf("answer %q, error %v", line, err)
 	}
+}
+
+// An engine whose endpoint is no wildcard connects to the router. The replay
+// socket brings what was published before its subscription was in force.
+func TestInterop_EngineThatConnects(t *testing.T) {
+	p := startPython(t)
+	cfg := quick()
+	cfg.Listen = listening(t)
+	spec := p.spec
+	spec.Events, spec.Topic = "", "topic"
+	r := startRouter(t, cfg, spec)
+	r.first = 1
+	for len(r.manager.Status()) == 0 {
+		runtime.Gosched()
+	}
+	p.tell(t, "publish map 3")
+	p.tell(t, "connect %s", cfg.Listen)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range tick.C { // until libzmq has read the subscription
+		p.tell(t, "publish map 5")
+		if st := r.manager.Status(); st[0].Sequenced {
+			break
+		}
+	}
+	r.await(t, 5, kvindex.TrustExact)
+	p.tell(t, "remove map 5")
+	r.await(t, 4, kvindex.TrustExact)
 }
 
 // libzmq's handshake, subscriptions and framing, and msgspec's encodings.

@@ -8,6 +8,7 @@ from standard input and answers each with "ok":
   publish FORMAT HASHES   a chain of one-token blocks: token = hash = 1, 2, ...
   remove FORMAT HASH      one block
   clear FORMAT            everything
+  connect ENDPOINT        the PUB socket also connects to a SUB socket
   hide N                  the next N batches are not sent live
 
 Run by interop_test.go; needs pyzmq and msgspec.
@@ -107,6 +108,13 @@ print(pub_port, router_port, flush=True)
 hidden = 0
 for line in sys.stdin:
     command, *args = line.split()
+    if command == "connect":
+        monitor = pub.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        pub.connect(args[0])
+        monitor.recv_multipart()
+        pub.disable_monitor()
+        print("ok", flush=True)
+        continue
     if command == "hide":
         hidden = int(args[0])
         print("ok", flush=True)
