@@ -85,7 +85,8 @@ func badRequest(param, format string, args ...any) *routing.Error {
 // another.
 //
 // truncated says that body is the beginning of a longer one: then what has not
-// arrived is taken as absent.
+// arrived is taken as absent. If the prompt has arrived, it is dropped: tools
+// and options that change its beginning may have followed.
 func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error) {
 	s := scanner{src: body}
 	s.space()
@@ -143,7 +144,7 @@ func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error)
 		return document{}, badRequest("model", "model is an empty string; set it to the name of a served model")
 	}
 	settleOptions(&d.prompt)
-	if d.prompt.Kind == routing.PromptNone {
+	if d.prompt.Kind == routing.PromptNone || cut {
 		d.prompt = routing.Prompt{}
 	}
 	return d, nil

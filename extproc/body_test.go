@@ -87,8 +87,10 @@ func TestParseJSON(t *testing.T) {
 			want: document{model: "m", prompt: chat(`[{"x":{"content":[{"type":"image_url"}]}}, 3]`)},
 		},
 		{name: "cut in the prompt", kind: apiCompletion, cut: true, body: `{"model":"m","prompt":"ab`, want: document{model: "m"}},
-		{name: "cut in the model", kind: apiCompletion, cut: true, body: `{"prompt":"ab","model":"m`, want: document{
-			prompt: routing.Prompt{Kind: routing.PromptText, Text: "ab"},
+		{name: "cut in the model", kind: apiCompletion, cut: true, body: `{"prompt":"ab","model":"m`},
+		{name: "cut behind the messages", kind: apiChat, cut: true, body: `{"model":"m","messages":[],"too`, want: document{model: "m"}},
+		{name: "not cut, though it could be", kind: apiCompletion, cut: true, body: `{"model":"m","prompt":"ab"}`, want: document{
+			model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "ab"},
 		}},
 		{name: "cut before anything", kind: apiCompletion, cut: true, body: `{`},
 		{name: "whole, though it could be cut", kind: apiCompletion, cut: true, body: `{"a":1}`, fault: "model: the request names no model"},

@@ -32,7 +32,8 @@
 //     stream (it does not where trailers follow). The default, also for an
 //     Envoy that does not tell its mode.
 //   - BUFFERED_PARTIAL: the same. Of a body cut by Envoy's limit the members
-//     that arrived whole count; a model behind the cut stays unknown.
+//     that arrived whole count, but for the prompt, which members behind the cut
+//     may change; a model behind the cut stays unknown.
 //   - FULL_DUPLEX_STREAMED: the reply to the headers is withheld until the body
 //     is complete, which is then handed back in pieces. Envoy does not bound
 //     the body, so max_body_bytes does. Envoy takes no mode override then:
