@@ -352,3 +352,21 @@ func (r *relay) cut() {
 	}
 	r.conns = nil
 }
+
+// The new process has published more batches than the old one, so that only
+// what was in the last one tells them apart.
+func TestSockets_AnotherProcessIsToldByItsBatches(t *testing.T) {
+	e := startEngine(t, anyPort, anyPort)
+	r := startRouter(t, quick(), spec(e, true))
+	for i := range 4 {
+		e.publish(t, block(i))
+	}
+	r.await(t, 4, kvindex.TrustExact)
+	events, replay := e.pub.Endpoint(), e.router.Endpoint()
+	e.kill(t)
+	e = startEngine(t, events, replay)
+	for range 6 {
+		e.publish(t, block(0))
+	}
+	r.await(t, 1, kvindex.TrustExact)
+}
