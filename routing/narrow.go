@@ -52,7 +52,10 @@ func (a *ranked) before(b *ranked) bool {
 func (sc *scratch) narrow(s *strategy, n int, draw uint64) {
 	best := sc.ranked[:0]
 	sc.considered = len(sc.candidates)
-	c := &sc.unmatched
+	c, cost := &sc.unmatched, s.cost
+	if s.unmatched != nil {
+		cost = s.unmatched
+	}
 	for _, e := range sc.model.Endpoints {
 		if e.Cooling(sc.now) || (int(e.ID) < len(sc.position) && sc.position[e.ID] >= 0) {
 			continue
@@ -60,7 +63,7 @@ func (sc *scratch) narrow(s *strategy, n int, draw uint64) {
 		sc.considered++
 		c.Endpoint = e
 		s.look(c, sc.now)
-		next := ranked{cost: s.cost(&sc.scene, c), endpoint: e}
+		next := ranked{cost: cost(&sc.scene, c), endpoint: e}
 		if len(best) == n && next.cost > best[n-1].cost {
 			continue
 		}

@@ -39,6 +39,9 @@ type strategy struct {
 	cost func(*scene, *Candidate) float64
 	// terms appends what the cost is the sum of; nil: it is of one piece.
 	terms func(*scene, *Candidate, []Term) []Term
+	// unmatched is cost for a candidate that holds nothing of the prompt, the
+	// same number in fewer steps; nil: cost itself has none to spare.
+	unmatched func(*scene, *Candidate) float64
 	// blend are the parts of a blend.
 	blend []part
 	// queues: requests wait for an endpoint with room, see queue.go.

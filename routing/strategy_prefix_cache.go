@@ -54,6 +54,10 @@ func strategyPrefixCache() strategy {
 			e.fill(sc, c)
 			return e.wait + e.requests + e.prefill + e.load + e.evictions - e.affinity
 		},
+		unmatched: func(sc *scene, c *Candidate) float64 {
+			prompt, rate := float64(sc.promptTokens), sc.prefillRate(c)
+			return sc.wait(c) + sc.requestCost(c) + prompt/rate + sc.evictions(c, prompt, rate)
+		},
 		terms: func(sc *scene, c *Candidate, dst []Term) []Term {
 			var e estimated
 			e.fill(sc, c)
@@ -85,15 +89,24 @@ func (e *estimated) fill(sc *scene, c *Candidate) {
 	uncached := max(0, prompt-cached)
 	rate := sc.prefillRate(c)
 	e.wait, e.requests, e.prefill, e.load = sc.wait(c), sc.requestCost(c), uncached/rate, below/cfg.LoadRate
-	if c.Fresh&pool.FieldCapacity != 0 && c.Load.Capacity > 0 {
-		computed := max(c.Load.Computed, float64(c.Endpoint.State.Placed()))
-		evicted := min(uncached, max(0, computed+uncached-c.Load.Capacity))
-		if evicted > 0 {
-			churn := min(1, inSeconds(cfg.ReuseHorizon)*c.Endpoint.State.Churn(sc.now)/c.Load.Capacity)
-			e.evictions = cfg.EvictionPrice * churn * evicted / rate
-		}
-	}
+	e.evictions = sc.evictions(c, uncached, rate)
 	if cached > 0 && cached >= cfg.AffinityFloor*prompt {
 		e.affinity = min(inSeconds(cfg.Release), affinitySavings*cached/rate)
 	}
+}
+
+// evictions returns the price of what a candidate has to evict for uncached
+// tokens that it computes at a rate.
+func (sc *scene) evictions(c *Candidate, uncached, rate float64) float64 {
+	if c.Fresh&pool.FieldCapacity == 0 || c.Load.Capacity <= 0 {
+		return 0
+	}
+	computed := max(c.Load.Computed, float64(c.Endpoint.State.Placed()))
+	evicted := min(uncached, max(0, computed+uncached-c.Load.Capacity))
+	if evicted <= 0 {
+		return 0
+	}
+	cfg := &sc.settings.cfg.PrefixCache
+	churn := min(1, inSeconds(cfg.ReuseHorizon)*c.Endpoint.State.Churn(sc.now)/c.Load.Capacity)
+	return cfg.EvictionPrice * churn * evicted / rate
 }
