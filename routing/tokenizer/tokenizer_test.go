@@ -152,7 +152,8 @@ func TestTokenize_Reasons(t *testing.T) {
 func TestAppendBody_ForwardsWhatShapesThePrompt(t *testing.T) {
 	no, yes := false, true
 	options := []routing.PromptOption{
-		{Name: "response_format", Value: []byte(`{"type":"text"}`)}, {Name: "chat_template", Value: []byte(`"{{x}}"`)},
+		{Name: "response_format", Value: []byte(`{"type":"text"}`)},
+		{Name: "chat_template", Value: []byte(`"{{x}}"`)},
 		{Name: "tool_choice", Value: []byte(`"required"`)},
 	}
 	tests := []struct {
