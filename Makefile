@@ -75,6 +75,10 @@ fuzz: ## run every fuzz test for FUZZTIME (10s)
 		done; \
 	done
 
+.PHONY: mutants
+mutants: ## plant bugs in the index, one at a time, and demand that its tests find each
+	$(GO) test -tags mutants -run Mutants -timeout 30m ./kvindex
+
 .PHONY: envoy
 envoy: $(ENVOY) ## install Envoy below .venv, unless ENVOY=/path is given
 	@echo 'Envoy: $(ENVOY)'

@@ -51,13 +51,13 @@
 // # Memory
 //
 // Per distinct block: 8 bytes of chain hash, 8 of name, 8 of a table slot at
-// 67 to 84 % load, and 64 bytes of segment head over up to 64 blocks. Per
-// further holder of a segment: 20 bytes. Names that a publisher does not share
-// take 12 bytes at 40 to 80 % load in its own table. It is all in words
-// without pointers, which the garbage collector does not scan. Memory freed is
-// used again and not returned. Together 23 bytes a held (publisher, block)
-// pair where 1.33 publishers hold a block, names included; DESIGN.md has the
-// measurements.
+// 67 to 84 % load, and over up to 64 blocks 64 bytes of segment head and 33 to
+// 50 of the map that finds it. Per further holder of a segment: 20 bytes.
+// Names that a publisher does not share take 12 bytes at 40 to 80 % load in
+// its own table. But for that map it is all in words without pointers, which
+// the garbage collector does not scan. Memory freed is used again and not
+// returned. Together 24 bytes a held (publisher, block) pair where 1.33
+// publishers hold a block, names included; DESIGN.md has the measurements.
 //
 // # What is approximate
 //

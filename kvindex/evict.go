@@ -151,5 +151,7 @@ func (w *Writer) lose(gone map[uint32]bool) {
 
 // bytes is the memory of the shared structures.
 func (ix *Index) bytes() int {
-	return ix.slab.bytes() + ix.shared.bytes() + 8*len(ix.segs.Load().slots)
+	const bucket, entry = 64, 16 // of xsync.MapOf
+	m := ix.segs.Stats()
+	return ix.slab.bytes() + ix.shared.bytes() + bucket*m.TotalBuckets + entry*m.Size
 }

@@ -92,6 +92,43 @@ func TestMatch_ClearedInEveryAttempt(t *testing.T) {
 	}
 }
 
+// A segment's blocks move to a larger extent after a match read where they
+// are, and the old one goes to another segment.
+func TestMatch_BlocksMoveMeanwhile(t *testing.T) {
+	ix, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, p, other := open(t, ix, 1), newPrompt(1, 64), newPrompt(2, 3)
+	w.Store(p.stored(0, 3))
+	at(t, gapSpan, func() {
+		w.Store(p.stored(3, 64))
+		w.Store(other.stored(0, 3))
+	})
+	if got := device(ix, p.chain[:1], 1); got != 1 {
+		t.Errorf("%d blocks, want 1", got)
+	}
+}
+
+// Two publishers make the first block of a chain at the same time.
+func TestStore_FirstBlockExistsOnce(t *testing.T) {
+	ix, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b, p := open(t, ix, 1), open(t, ix, 2), newPrompt(1, 70)
+	at(t, gapAbsent, func() { b.Store(p.stored(0, 70)) })
+	a.Store(p.stored(0, 70))
+	for id := range PublisherID(2) {
+		if got := device(ix, p.chain, id+1); got != 70 {
+			t.Errorf("publisher %d: %d blocks, want 70", id+1, got)
+		}
+	}
+	if err := ix.audit(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Entries move to another extent after a match read where they are, and the
 // old extent goes to another segment, whose holders hold other blocks.
 func TestMatch_EntriesMoveMeanwhile(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/puzpuzpuz/xsync/v3"
 )
 
 // EndpointID names a routable endpoint. The pool assigns it; a successor may
@@ -113,12 +115,10 @@ var ErrPublisherOpen = errors.New("kvindex: publisher is open")
 // [Index.Match] takes no lock.
 type Index struct {
 	slab slab
-	// segs finds a segment by its first block's chain hash. Readers load the
-	// table at each look-up.
-	segs     atomic.Pointer[table]
-	mapping  sync.Mutex   // for changes of segs; innermost but for slab.mu
-	segments atomic.Int64 // in segs
-	shared   sharedNames
+	// segs finds a segment by its first block's chain hash. A segment that it
+	// has is alive: it leaves the map before its head says that it is gone.
+	segs   *xsync.MapOf[BlockHash, uint32]
+	shared sharedNames
 	// cleared counts the generations ended. A match whose count did not change
 	// saw no publisher cleared, closed or replaced.
 	cleared atomic.Uint64
@@ -136,11 +136,9 @@ type Index struct {
 	// writing where all of them must stand still: growth of a table, eviction,
 	// statistics, a dump. Before mu.
 	world sync.RWMutex
-	// locks guard segments by id: everything in a head and its extents. roots
-	// guard the creation of first blocks by their hash. One is held at a time,
-	// but for a segment's while its child is created and mapped.
+	// locks guard segments by id: everything in a head and its extents. One is
+	// held at a time.
 	locks [1024]paddedMutex
-	roots [64]paddedMutex
 
 	// mu guards what follows.
 	mu         sync.Mutex
@@ -173,7 +171,9 @@ func New(cfg Config) (*Index, error) {
 	ix.pool = &sync.Pool{New: func() any { return new(scratch) }}
 	ix.slab.init()
 	ix.shared.init()
-	ix.segs.Store(newTable(64))
+	// Keys are hashes already. Memory is not returned here either, so the map
+	// never stops writers to shrink.
+	ix.segs = xsync.NewMapOfWithHasher[BlockHash, uint32](func(h BlockHash, _ uint64) uint64 { return uint64(h) }, xsync.WithGrowOnly())
 	return ix, nil
 }
 
@@ -212,75 +212,45 @@ func (ix *Index) age() uint16 { return uint16(ix.stored.Load() * 64 / uint64(ix.
 // find returns the segment that starts with a block and its version, 0 if
 // there is none. It takes no lock.
 func (ix *Index) find(first BlockHash) (id uint32, version uint64) {
-	t := ix.segs.Load()
-	chain := [1]BlockHash{first}
-	var c cursor
 	for {
-		id := t.find(tagOf(uint64(first)), &c)
-		if id == 0 {
+		id, ok := ix.segs.Load(first)
+		if !ok {
 			return 0, 0
 		}
 		h := ix.slab.head(id)
-		for {
-			v := atomic.LoadUint64(&h[hVersion])
-			n := ix.common(h, chain[:])
-			if atomic.LoadUint64(&h[hVersion]) != v {
-				continue
-			}
-			if n > 0 {
-				return id, v
-			}
-			break
+		v := atomic.LoadUint64(&h[hVersion])
+		n := ix.common(h, []BlockHash{first})
+		if n > 0 && atomic.LoadUint64(&h[hVersion]) == v {
+			return id, v
 		}
 	}
 }
 
-// mapped says whether a segment starts with a block. Tags almost always tell.
+// mapped says whether a segment starts with a block.
 func (ix *Index) mapped(first BlockHash) bool {
-	if ix.segs.Load().absent(tagOf(uint64(first))) {
-		return false
-	}
-	id, _ := ix.find(first)
-	return id != 0
-}
-
-// rootSegment finds or makes the segment of a chain's first block.
-func (ix *Index) rootSegment(first, root BlockHash, room int) (id uint32, version uint64) {
-	mu := &ix.roots[uint64(first)%uint64(len(ix.roots))]
-	mu.Lock()
-	defer mu.Unlock()
-	return ix.segment(first, root, room)
+	_, ok := ix.segs.Load(first)
+	return ok
 }
 
 // segment finds or makes the segment of a block. The caller holds the lock of
-// the block's parent's segment, or that of its root: a block is made under no
-// other, so it exists once.
+// the segment of the block before, unless it is a chain's first: a later block
+// is made under no other, so it exists once. Of first blocks the map sees to
+// that.
 func (ix *Index) segment(first, before BlockHash, room int) (id uint32, version uint64) {
-	if id, version = ix.find(first); id != 0 {
-		return id, version
+	for {
+		if id, version = ix.find(first); id != 0 {
+			return id, version
+		}
+		yield(gapAbsent)
+		id, found := ix.segs.LoadOrCompute(first, func() uint32 {
+			id := ix.newSegment(first, before, room)
+			version = ix.slab.head(id)[hVersion] // before anybody else can change it
+			return id
+		})
+		if !found {
+			return id, version
+		}
 	}
-	id = ix.newSegment(first, before, room)
-	ix.mapping.Lock()
-	t := ix.segs.Load()
-	for t.full() || !t.insert(tagOf(uint64(first)), id) {
-		used := t.used.Load()
-		t = t.grown()
-		t.used.Store(used)
-		ix.segs.Store(t)
-	}
-	t.used.Add(1)
-	ix.mapping.Unlock()
-	ix.segments.Add(1)
-	return id, ix.slab.head(id)[hVersion]
-}
-
-// unmap takes a locked segment out of the map.
-func (ix *Index) unmap(first BlockHash, id uint32) {
-	ix.mapping.Lock()
-	if t := ix.segs.Load(); t.remove(tagOf(uint64(first)), id) {
-		t.used.Add(-1)
-	}
-	ix.mapping.Unlock()
 }
 
 // maintain does what a write asked for and could not do beside other writers.

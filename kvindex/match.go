@@ -33,6 +33,10 @@ type scratch struct {
 	generations []uint64
 	slots       []uint32
 	careful     bool
+	// next[:nextLen] are the segments that start at nextFrom and every 64
+	// blocks behind, as far as a match looked ahead; a last 0 for none.
+	next              [lookahead]uint32
+	nextFrom, nextLen int
 	// limit is the highest slot in use when the match began. A key read from an
 	// extent that was given away meanwhile may say anything; what it leads to
 	// is thrown away with the version, but it must not lead out of bounds.
@@ -110,11 +114,9 @@ func (ix *Index) Match(dst []Match, chain []BlockHash, now time.Time, want func(
 // many blocks they have in common. What it says stands if the version is
 // still the same afterwards.
 func (ix *Index) seek(chain []BlockHash) (h *head, n int, version uint64) {
-	t := ix.segs.Load()
-	var c cursor
 	for {
-		id := t.find(tagOf(uint64(chain[0])), &c)
-		if id == 0 {
+		id, ok := ix.segs.Load(chain[0])
+		if !ok {
 			return nil, 0, 0
 		}
 		h := ix.slab.head(id)
@@ -122,6 +124,7 @@ func (ix *Index) seek(chain []BlockHash) (h *head, n int, version uint64) {
 		if n := ix.common(h, chain); n > 0 {
 			return h, n, v
 		}
+		// Gone, or read while its blocks moved.
 	}
 }
 
@@ -131,7 +134,7 @@ func (ix *Index) walk(dst []Match, chain []BlockHash, now time.Time, want func(P
 	base, ns := len(dst), now.UnixNano()
 	for {
 		s.active, s.slots = s.active[:0], s.slots[:0]
-		ix.ahead(chain)
+		ix.ahead(chain, 0, s)
 		l := list(atomic.LoadUint64(&h[hList]))
 		yield(gapList)
 		if l&listRich != 0 {
@@ -151,30 +154,52 @@ func (ix *Index) walk(dst []Match, chain []BlockHash, now time.Time, want func(P
 	}
 }
 
-// ahead loads what the segments of a chain are found by and matched with, as
-// if each had 64 blocks, so that their cache misses overlap. Runs without a
-// fork are cut so; elsewhere the guess is wrong and costs a little.
-func (ix *Index) ahead(chain []BlockHash) {
-	t := ix.segs.Load()
-	for k := segmentBlocks; k < len(chain); k += segmentBlocks {
-		t.touch(tagOf(uint64(chain[k])))
-	}
-	var lists [16]*uint64
-	n := 0
-	for k := segmentBlocks; k < len(chain) && n < len(lists); k += segmentBlocks {
-		id := t.guess(tagOf(uint64(chain[k])))
-		if id == 0 {
-			break
-		}
-		lists[n] = &ix.slab.head(id)[hList]
-		atomic.LoadUint64(lists[n])
+// lookahead is how many segments a match looks up before it reads them.
+const lookahead = 16
+
+// ahead looks up the segments of a chain that follow its first 64 blocks, up
+// to one that does not exist, and loads what they are matched with, so that
+// their cache misses overlap. It takes each to have 64 blocks, as runs without
+// a fork have; elsewhere the guess is wrong and costs a little. pos is the
+// place in the whole chain where chain begins.
+func (ix *Index) ahead(chain []BlockHash, pos int, s *scratch) {
+	n, last := 0, uint32(1)
+	for k := segmentBlocks; k < len(chain) && n < lookahead && last != 0; k += segmentBlocks {
+		last, _ = ix.segs.Load(chain[k])
+		s.next[n] = last
 		n++
 	}
-	for _, p := range lists[:n] {
-		if l := list(atomic.LoadUint64(p)); l.len() > 0 {
+	s.nextFrom, s.nextLen = pos+segmentBlocks, n
+	if last == 0 {
+		n--
+	}
+	for _, id := range s.next[:n] {
+		atomic.LoadUint64(&ix.slab.head(id)[hList])
+	}
+	for _, id := range s.next[:n] {
+		if l := list(atomic.LoadUint64(&ix.slab.head(id)[hList])); l.len() > 0 {
 			atomic.LoadUint64(&ix.slab.extent(l.ref(), 1)[0])
 		}
 	}
+}
+
+// follow is [Index.seek] for what stands at pos, with the help of what ahead
+// found.
+func (ix *Index) follow(chain []BlockHash, pos int, s *scratch) (h *head, n int, version uint64) {
+	i := pos - s.nextFrom
+	if i < 0 || i%segmentBlocks != 0 || i/segmentBlocks >= s.nextLen {
+		return ix.seek(chain[pos:])
+	}
+	id := s.next[i/segmentBlocks]
+	if id == 0 {
+		return nil, 0, 0 // missing at that instant
+	}
+	h = ix.slab.head(id)
+	version = atomic.LoadUint64(&h[hVersion])
+	if n = ix.common(h, chain[pos:]); n == 0 {
+		return ix.seek(chain[pos:])
+	}
+	return h, n, version
 }
 
 // goOn extends the results in dst from base on along the chain, of which
@@ -185,7 +210,7 @@ func (ix *Index) goOn(dst []Match, base int, chain []BlockHash, n int, ns int64,
 		yield(gapWalk)
 		var h *head
 		var version uint64
-		if h, n, version = ix.seek(chain[pos:]); h == nil {
+		if h, n, version = ix.follow(chain, pos, s); h == nil {
 			return
 		}
 		if len(s.active) == 0 {
@@ -195,7 +220,7 @@ func (ix *Index) goOn(dst []Match, base int, chain []BlockHash, n int, ns int64,
 		}
 		if pos%segmentBlocks != phase {
 			phase = pos % segmentBlocks
-			ix.ahead(chain[pos:])
+			ix.ahead(chain[pos:], pos, s)
 		}
 		l := list(atomic.LoadUint64(&h[hList]))
 		if yield(gapList); l&listRich != 0 {

@@ -23,7 +23,7 @@ func (w *Writer) extend(parent uint32, b *batch) {
 	id, off, version := after(parent)
 	for {
 		if id == 0 {
-			id, version = ix.rootSegment(Mix(b.at, b.contents[b.i]), b.at, len(b.names)-b.i)
+			id, version = ix.segment(Mix(b.at, b.contents[b.i]), b.at, len(b.names)-b.i)
 		}
 		yield(gapFound)
 		h := ix.slab.head(id)
@@ -138,7 +138,7 @@ func (w *Writer) fill(id uint32, h *head, off int, b *batch) (ok bool) {
 	// rest of its work.
 	room := min(segmentBlocks-off, len(b.names)-b.i)
 	var hashes, chain [segmentBlocks]uint64
-	at, segs := b.at, ix.segs.Load()
+	at := b.at
 	for i, n := range b.names[b.i : b.i+room] {
 		hashes[i] = hashName(n)
 	}
@@ -149,8 +149,12 @@ func (w *Writer) fill(id uint32, h *head, off int, b *batch) (ok bool) {
 		at = Mix(at, c)
 		chain[i] = uint64(at)
 	}
-	for _, x := range chain[:room] {
-		segs.touch(tagOf(x))
+	// New blocks up to one that exists already, as a child made before this
+	// segment got here, or again. Nobody can make one of them meanwhile: that
+	// takes the lock of the block before.
+	fork := max(0, f.s.len()-off)
+	for fork < room && !ix.mapped(BlockHash(chain[fork])) {
+		fork++
 	}
 	first := b.i
 	for ; b.i < first+room; b.i++ {
@@ -161,8 +165,8 @@ func (w *Writer) fill(id uint32, h *head, off int, b *batch) (ok bool) {
 				break
 			}
 		} else {
-			if ix.mapped(next) {
-				break // a child made before this segment got here, or again
+			if b.i-first >= fork {
+				break
 			}
 			if off >= f.s.cap() {
 				w.flush(id, h, b, &f)

@@ -202,7 +202,7 @@ func (ix *Index) expect(e *expected, chain []BlockHash, p *prediction) {
 		var id uint32
 		var version uint64
 		if parent == nil {
-			id, version = ix.rootSegment(chain[0], 0, len(chain))
+			id, version = ix.segment(chain[0], 0, len(chain))
 		} else {
 			mu := ix.lock(parentID)
 			mu.Lock()

@@ -312,7 +312,7 @@ func (ix *Index) settle(id uint32, h *head, took uint64) {
 
 // giveUp returns an empty, locked segment's memory.
 func (ix *Index) giveUp(id uint32, h *head, s span) {
-	ix.unmap(BlockHash(ix.hashes(s)[0]), id)
+	ix.segs.Delete(BlockHash(ix.hashes(s)[0]))
 	l := list(h[hList])
 	atomic.StoreUint64(&h[hSpan], 0)
 	atomic.StoreUint64(&h[hList], 0)
@@ -321,7 +321,6 @@ func (ix *Index) giveUp(id uint32, h *head, s span) {
 	if l.ref() != 0 {
 		ix.slab.release(l.ref(), l.class())
 	}
-	ix.segments.Add(-1)
 	ix.slab.freeHead(id)
 }
 
@@ -338,6 +337,7 @@ func (ix *Index) common(h *head, chain []BlockHash) int {
 		return n
 	}
 	hashes := ix.hashes(s)
+	yield(gapSpan)
 	if uint64(chain[0]) != atomic.LoadUint64(&hashes[0]) {
 		return 0
 	}

@@ -69,7 +69,7 @@ func (ix *Index) Stats() Stats {
 	defer ix.world.Unlock()
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
-	s := Stats{Segments: int(ix.segments.Load()), Bytes: ix.bytes()}
+	s := Stats{Segments: ix.segs.Size(), Bytes: ix.bytes()}
 	anyone := map[uint32]uint64{} // segments with blocks held, by id
 	for _, w := range ix.publishers {
 		p := PublisherStats{

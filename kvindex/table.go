@@ -9,6 +9,8 @@ import (
 // value, both chosen by the caller, who verifies a candidate by what its
 // value denotes. Buckets are one cache line. Any number of goroutines may
 // find, insert and remove at once; only [table.grown] needs them all out.
+// It holds the names that publishers share: one a block, where an entry of
+// [xsync.MapOf] would cost more than all else about the block.
 //
 // A tag is the upper half of a hash and alone decides the bucket (multiply
 // and shift, so that any number of buckets serves and a larger table is
@@ -107,24 +109,6 @@ func (t *table) remove(tag uint64, value uint32) bool {
 		b = t.next(b)
 	}
 	return false
-}
-
-// guess returns the first candidate for a tag in its own bucket, 0 if none.
-func (t *table) guess(tag uint64) uint32 {
-	line := (*[bucketSlots]uint64)(t.slots[t.bucket(tag):])
-	for i := range line {
-		if s := atomic.LoadUint64(&line[i]); s>>32 == tag {
-			return uint32(s &^ passed)
-		}
-	}
-	return 0
-}
-
-// absent says, from one line, that no entry has the tag; false may be wrong.
-func (t *table) absent(tag uint64) bool {
-	b := t.bucket(tag)
-	line := (*[bucketSlots]uint64)(t.slots[b:])
-	return atomic.LoadUint64(&line[0])&passed == 0 && !lineHas(line, tag)
 }
 
 // lineHas says whether a slot of a bucket has the tag, entry or not.

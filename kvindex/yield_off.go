@@ -11,6 +11,8 @@ type gap uint8
 
 const (
 	gapFound   gap = iota // a segment was found and is not yet read or locked
+	gapAbsent             // a segment was not found and is not yet made
+	gapSpan               // it was read where a segment's blocks are, the blocks not yet
 	gapList               // a segment's list of entries was read, the entries not yet
 	gapMask               // a mask was read and its segment not yet validated
 	gapWalk               // a match goes from one segment to the next
