@@ -209,6 +209,26 @@ func TestStore_ChildOfAParentJustRemoved(t *testing.T) {
 	}
 }
 
+// A block that was parked behind one parent and then behind another belongs to
+// the latter only, whichever arrives first.
+func TestStore_OrphanParkedAnew(t *testing.T) {
+	ix := newIndex(t, Config{})
+	w := open(t, ix, 1)
+	before, after, kid := newPrompt(1, 1), newPrompt(2, 1), newPrompt(3, 1)
+	for _, p := range []prompt{before, after} {
+		w.Store(Stored{HasParent: true, Parent: p.names[0], Names: kid.names, Contents: kid.contents})
+	}
+	for _, c := range []struct {
+		prompt
+		want int
+	}{{before, 1}, {after, 2}} {
+		w.Store(c.stored(0, 1))
+		if got := device(ix, AppendChain(c.chain, c.chain[0], kid.contents), 1); got != c.want {
+			t.Errorf("%d blocks, want %d", got, c.want)
+		}
+	}
+}
+
 func TestRemove_NamesAreForgottenInTime(t *testing.T) {
 	ix := newIndex(t, Config{})
 	w := open(t, ix, 1)

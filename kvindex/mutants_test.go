@@ -30,12 +30,12 @@ func TestMutants(t *testing.T) {
 		{"a match does not look at the version again", "match.go", "if atomic.LoadUint64(&h[hVersion]) == version {", "if true {"},
 		{"an entry's place is given away in silence", "segment.go", "		yield(gapMoved)\n		h.bump()\n		ix.slab.release(l.ref(), l.class())", "		ix.slab.release(l.ref(), l.class())"},
 		{"a clear misses a segment", "writer.go", "for _, id := range w.segs {\n		mu :=", "for _, id := range w.segs[min(1, len(w.segs)):] {\n		mu :="},
-		{"a block is made twice", "writer.go", "if b.i-first >= fork {", "if false {"},
+		{"a block is made twice", "place.go", "if b.i-first >= fork {", "if false {"},
 		{"names of held blocks are forgotten", "recent.go", "mask := r.mask & *base.second &^ w.heldAny(h)", "mask := r.mask & *base.second"},
 		{"copies on offload tiers are not counted", "copies.go", "		if kind.tier() != TierDevice {\n			w.addCopies(k, 1)\n		}", ""},
 		{"a second name does not keep a block", "copies.go", "		if w.copies[copyKey{n, kind}] > 0 {", "		if n == n+1 {"},
-		{"one cache group is enough", "match.go", "if a.seen[t] != all || groups == 0 {", "if a.seen[t]&all == 0 {"},
-		{"a prediction never ends", "match.go", "k.kind() != kindHint || ns >= int64(second)", "k.kind() != kindHint"},
+		{"one cache group is enough", "match_rich.go", "if a.seen[t] != all || groups == 0 {", "if a.seen[t]&all == 0 {"},
+		{"a prediction never ends", "match_rich.go", "k.kind() != kindHint || ns >= int64(second)", "k.kind() != kindHint"},
 		{"a dropped prediction takes another's blocks along", "predict.go", "n, deadline = max(n, o.n), max(deadline, other.deadline)", "_ = o"},
 		{"a segment given up stays in the map", "segment.go", "	ix.segs.Delete(BlockHash(ix.hashes(s)[0]))\n", ""},
 		{"eviction forgets the publisher's own names", "evict.go", "		case gone[refSegment(ref)]:\n			w.forgetCopies(old.names[i])\n", ""},
@@ -71,7 +71,7 @@ func TestMutants(t *testing.T) {
 			if err := os.WriteFile(list, overlay, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			out, err := exec.Command("go", "test", "-overlay", list, "-tags", "kvyield", "-vet=off", "-failfast", "-timeout", "2m", "-rapid.checks=400", "-rapid.nofailfile", ".").CombinedOutput()
+			out, err := exec.Command("go", "test", "-overlay", list, "-tags", "kvyield", "-vet=off", "-failfast", "-timeout", "1m", "-rapid.checks=400", "-rapid.shrinktime=1s", "-rapid.nofailfile", ".").CombinedOutput()
 			switch {
 			case err == nil:
 				t.Error("survived")
