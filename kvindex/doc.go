@@ -32,8 +32,8 @@
 //   - Held on a tier means held in each cache group that the publisher
 //     announced since its last clear.
 //   - A name that is announced for another block denotes only that from then on.
-//   - The names of the 128 blocks that a publisher removed last still serve as
-//     parents. They hold nothing.
+//   - The names of the 1,024 to 2,048 blocks that a publisher removed last still
+//     serve as parents. They hold nothing.
 //   - A store behind an unknown parent waits for it, up to 16,384 blocks a
 //     publisher. Tier updates, removals and clears apply to what waits.
 //

@@ -3,9 +3,11 @@ package kvindex
 import "math/bits"
 
 // remembered is how many blocks, and as many names of its own table, a
-// publisher may still name as parents after their removal: engines remove a
-// parent and store its child in one batch, and a batch rarely removes more.
-const remembered = 128
+// publisher may at least still name as parents after their removal. Engines
+// remove a parent and store its child in one batch. And an engine that has two
+// copies of a block, removes one and goes on using the other names the block
+// as a parent long after: its children would wait as orphans.
+const remembered = 1024
 
 // recent is what a publisher removed lately, oldest first.
 type recent struct {
@@ -33,17 +35,21 @@ func (r *recent) add(id uint32, mask uint64) {
 
 func (r *recent) addName(n EngineHash) { r.names = append(r.names, n) }
 
-// forget drops names remembered beyond the bounds, oldest first. No segment is
-// locked by the caller.
+// forget drops what is remembered beyond keep, oldest first. It waits until
+// that is as much again, so that the rest is moved once for many removals. No
+// segment is locked by the caller.
 func (w *Writer) forget(keep int) {
 	r := &w.recent
-	n := 0
-	for ; r.blocks > keep; n++ {
-		r.blocks -= bits.OnesCount64(r.runs[n].mask)
-		w.forgetRun(r.runs[n])
+	if r.blocks > 2*keep {
+		n := 0
+		for ; r.blocks > keep; n++ {
+			r.blocks -= bits.OnesCount64(r.runs[n].mask)
+			w.forgetRun(r.runs[n])
+		}
+		r.runs = append(r.runs[:0], r.runs[n:]...)
 	}
-	r.runs = append(r.runs[:0], r.runs[n:]...)
-	if n = len(r.names) - keep; n > 0 {
+	if len(r.names) > 2*keep {
+		n := len(r.names) - keep
 		for _, name := range r.names[:n] {
 			w.forgetName(name)
 		}

@@ -55,8 +55,11 @@ func TestRun_ReportsEveryFigureAndNoWrongAnswer(t *testing.T) {
 				t.Errorf("%s: no %s", index, k)
 			}
 		}
-		if got["wrong_queries"] != 0.0 || got["queries"].(float64) < 100 || got["allocs_per_match"] != 0.0 {
-			t.Errorf("%s: %v wrong of %v queries, %v allocations", index, got["wrong_queries"], got["queries"], got["allocs_per_match"])
+		if got["wrong_queries"] != 0.0 || got["queries"].(float64) < 100 {
+			t.Errorf("%s: %v wrong of %v queries", index, got["wrong_queries"], got["queries"])
+		}
+		if got["allocs_per_match"] != 0.0 && !raceEnabled {
+			t.Errorf("%s: %v allocations in a match", index, got["allocs_per_match"])
 		}
 	}
 }
