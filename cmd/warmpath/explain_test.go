@@ -148,7 +148,7 @@ func TestReloader_FollowsTheFile(t *testing.T) {
 		defer cancel()
 		go func() { done <- r.Run(ctx, asked) }()
 		step := func() {
-			time.Sleep(2 * reloadEvery)
+			<-time.After(2 * reloadEvery) // of the bubble's time
 			synctest.Wait()
 		}
 		step()
