@@ -77,11 +77,13 @@ func (ix *Index) Match(dst []Match, chain []BlockHash, now time.Time, want func(
 	if len(chain) == 0 {
 		return dst
 	}
+	s := ix.pool.Get().(*scratch)
+	ix.lookAhead(chain, 0, s) // before the first segment, so that the misses overlap
 	h, n, version := ix.seek(chain)
 	if h == nil {
+		ix.pool.Put(s)
 		return dst
 	}
-	s := ix.pool.Get().(*scratch)
 	s.limit = ix.records.n.Load()
 	if slots := int(s.limit) + 1; len(s.place) < slots {
 		s.place, s.accountOf = make([]uint32, slots+slots/4), make([]uint32, slots+slots/4)
@@ -134,7 +136,7 @@ func (ix *Index) walk(dst []Match, chain []BlockHash, now time.Time, want func(P
 	base, ns := len(dst), now.UnixNano()
 	for {
 		s.active, s.slots = s.active[:0], s.slots[:0]
-		ix.ahead(chain, 0, s)
+		ix.loadAhead(s)
 		l := list(atomic.LoadUint64(&h[hList]))
 		yield(gapList)
 		if l&listRich != 0 {
@@ -154,15 +156,14 @@ func (ix *Index) walk(dst []Match, chain []BlockHash, now time.Time, want func(P
 	}
 }
 
-// lookahead is how many segments a match looks up before it reads them.
+// lookahead is how many segments a match looks up before it comes to them.
 const lookahead = 16
 
-// ahead looks up the segments of a chain that follow its first 64 blocks, up
-// to one that does not exist, and loads what they are matched with, so that
-// their cache misses overlap. It takes each to have 64 blocks, as runs without
-// a fork have; elsewhere the guess is wrong and costs a little. pos is the
-// place in the whole chain where chain begins.
-func (ix *Index) ahead(chain []BlockHash, pos int, s *scratch) {
+// lookAhead looks up the segments of a chain that follow its first 64 blocks,
+// up to one that does not exist. It takes each to have 64 blocks, as runs
+// without a fork have; elsewhere the guess is wrong and costs a little. pos is
+// the place in the whole chain where chain begins.
+func (ix *Index) lookAhead(chain []BlockHash, pos int, s *scratch) {
 	n, last := 0, uint32(1)
 	for k := segmentBlocks; k < len(chain) && n < lookahead && last != 0; k += segmentBlocks {
 		last, _ = ix.segs.Load(chain[k])
@@ -170,21 +171,27 @@ func (ix *Index) ahead(chain []BlockHash, pos int, s *scratch) {
 		n++
 	}
 	s.nextFrom, s.nextLen = pos+segmentBlocks, n
-	if last == 0 {
-		n--
+}
+
+// loadAhead loads what the segments found by lookAhead are matched with, so
+// that their cache misses overlap.
+func (ix *Index) loadAhead(s *scratch) {
+	found := s.next[:s.nextLen]
+	if n := len(found); n > 0 && found[n-1] == 0 {
+		found = found[:n-1]
 	}
-	for _, id := range s.next[:n] {
+	for _, id := range found {
 		atomic.LoadUint64(&ix.slab.head(id)[hList])
 	}
-	for _, id := range s.next[:n] {
+	for _, id := range found {
 		if l := list(atomic.LoadUint64(&ix.slab.head(id)[hList])); l.len() > 0 {
 			atomic.LoadUint64(&ix.slab.extent(l.ref(), 1)[0])
 		}
 	}
 }
 
-// follow is [Index.seek] for what stands at pos, with the help of what ahead
-// found.
+// follow is [Index.seek] for what stands at pos, with the help of what
+// lookAhead found.
 func (ix *Index) follow(chain []BlockHash, pos int, s *scratch) (h *head, n int, version uint64) {
 	i := pos - s.nextFrom
 	if i < 0 || i%segmentBlocks != 0 || i/segmentBlocks >= s.nextLen {
@@ -220,7 +227,8 @@ func (ix *Index) goOn(dst []Match, base int, chain []BlockHash, n int, ns int64,
 		}
 		if pos%segmentBlocks != phase {
 			phase = pos % segmentBlocks
-			ix.ahead(chain[pos:], pos, s)
+			ix.lookAhead(chain[pos:], pos, s)
+			ix.loadAhead(s)
 		}
 		l := list(atomic.LoadUint64(&h[hList]))
 		if yield(gapList); l&listRich != 0 {
@@ -368,6 +376,7 @@ func (ix *Index) beginPlain(dst []Match, h *head, l list, n int, want func(Publi
 // shared prompt has every endpoint here, so this loop is most of its match: it
 // makes no call and keeps to few variables.
 func (c *recordChunk) results(out []Match, slots []uint32, held, keys []uint64, i int, which, n uint32) (next, k int) {
+	all := uint64(1)<<n - 1
 	for ; i < len(held); i++ {
 		slot := uint32(atomic.LoadUint64(&keys[i>>1])>>(uint(i)&1<<5)) >> 8
 		if slot/recordsPerChunk != which {
@@ -379,7 +388,10 @@ func (c *recordChunk) results(out []Match, slots []uint32, held, keys []uint64, 
 		if mask&1 == 0 || uint8(state>>40) != 1 {
 			continue
 		}
-		run := min(uint32(bits.TrailingZeros64(^mask)), n)
+		run := n
+		if mask&all != all { // not without need: BSF takes several cycles
+			run = uint32(bits.TrailingZeros64(^mask))
+		}
 		who := rec.who.Load()
 		m := &out[k]
 		m.ID, m.Endpoint, m.Incarnation = PublisherID(who), EndpointID(who>>32), uint32(state)
