@@ -37,18 +37,26 @@ type Profile struct {
 	Locked bool `yaml:"locked"`
 }
 
-// PrefixCacheConfig has the prices of the prefix-cache strategy. Some price
-// the load in other strategies and in blends too.
+// PrefixCacheConfig has the prices of the prefix-cache strategy: every constant
+// of its formula, see strategyPrefixCache. Some price the load in other
+// strategies and in blends too.
 type PrefixCacheConfig struct {
 	// AffinityFloor is the share of the prompt that an endpoint must hold to
 	// be kept although another is somewhat better.
 	AffinityFloor float64 `yaml:"affinity_floor" help:"share of the prompt, 0 to 1, from which on the endpoint that holds it is kept although another is faster by up to release"`
 	// Release is how much better another must be.
 	Release time.Duration `yaml:"release" help:"time by which another endpoint must be faster to take a prompt from one that holds affinity_floor of it"`
+	// ReleaseSavings bounds the release by the prefill time that affinity saves,
+	// as a multiple of it: a chat template's first block ties nothing to an
+	// endpoint.
+	ReleaseSavings float64 `yaml:"release_savings" help:"release is at most this multiple of the time to compute the cached tokens, so that a short common prefix ties nothing to an endpoint"`
 	// EvictionPrice multiplies the prefill time of what a placement evicts.
 	EvictionPrice float64 `yaml:"eviction_price" help:"price of evicting cached blocks, as a multiple of the time to compute them again; 0: none"`
 	// ReuseHorizon is the time within which evicted blocks are wanted again.
 	ReuseHorizon time.Duration `yaml:"reuse_horizon" help:"a cache that is replaced within this time pays the full eviction_price, one that lasts longer pays less"`
+	// InexactFaith is the share of an endpoint's reported blocks that is
+	// believed where removals may have been lost.
+	InexactFaith float64 `yaml:"inexact_faith" help:"share of the reported blocks, 0 to 1, that is believed of an endpoint whose events may have been lost"`
 	// PrefillRate stands in until an engine's own rate is learned.
 	PrefillRate float64 `yaml:"prefill_rate" help:"prompt tokens an engine computes a second, until its own rate is learned from its metrics"`
 	// LoadRate is how many tokens a second come back from slower tiers.
@@ -65,7 +73,8 @@ func DefaultConfig() Config {
 	return Config{
 		Strategy: "prefix-cache", Fallbacks: 2, Decisions: 256,
 		PrefixCache: PrefixCacheConfig{
-			AffinityFloor: 0.8, Release: 500 * time.Millisecond, EvictionPrice: 3, ReuseHorizon: time.Minute,
+			AffinityFloor: 0.8, Release: 500 * time.Millisecond, ReleaseSavings: 8,
+			EvictionPrice: 3, ReuseHorizon: time.Minute, InexactFaith: 0.8,
 			PrefillRate: 15_000, LoadRate: 150_000, RequestCost: 5 * time.Millisecond,
 		},
 		Queue: DefaultQueueConfig(),
@@ -117,6 +126,8 @@ func (c PrefixCacheConfig) validate() []error {
 		}
 	}
 	within("affinity_floor", c.AffinityFloor, 0, 1)
+	within("release_savings", c.ReleaseSavings, 0, 1000)
+	within("inexact_faith", c.InexactFaith, 0, 1)
 	within("eviction_price", c.EvictionPrice, 0, 1000)
 	within("prefill_rate", c.PrefillRate, 1, 1e9)
 	within("load_rate", c.LoadRate, 1, 1e9)

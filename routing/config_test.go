@@ -16,7 +16,7 @@ func TestConfig_Validate(t *testing.T) {
 	bad := Config{
 		Strategy: "best", Lock: "pd", Fallbacks: -1, Decisions: 1 << 20, DefaultProfile: "gone",
 		Profiles:    map[string]Profile{"b": {}, "a": {Strategy: "random:2,least-request"}},
-		PrefixCache: PrefixCacheConfig{AffinityFloor: 1.5, EvictionPrice: math.NaN(), Release: -1, ReuseHorizon: 1000 * time.Hour, LoadRate: 1},
+		PrefixCache: PrefixCacheConfig{AffinityFloor: 1.5, EvictionPrice: math.NaN(), Release: -1, ReleaseSavings: -1, InexactFaith: 2, ReuseHorizon: 1000 * time.Hour, LoadRate: 1},
 	}
 	all := strings.Join(Strategies(), ", ")
 	want := `strategy: "best" is not a strategy; use one of ` + all + `
@@ -27,6 +27,8 @@ default_profile: "gone" is not one of routing.profiles; add it there or leave it
 fallbacks: -1 is out of range; use 0 to 16
 decisions: 1048576 is out of range; use 0 to 65536
 prefix_cache.affinity_floor: 1.5 is out of range; use 0 to 1
+prefix_cache.release_savings: -1 is out of range; use 0 to 1000
+prefix_cache.inexact_faith: 2 is out of range; use 0 to 1
 prefix_cache.eviction_price: NaN is out of range; use 0 to 1000
 prefix_cache.prefill_rate: 0 is out of range; use 1 to 1e+09
 prefix_cache.release: -1ns is out of range; use 0s to 1m0s

@@ -194,16 +194,25 @@ func prefixCost(cfg PrefixCacheConfig, prompt, matched, device, expected, truste
 			cost += cfg.EvictionPrice * math.Min(1, cfg.ReuseHorizon.Seconds()*churn/capacity) * over / rate
 		}
 	}
-	if cached > 0 && cached/prompt >= cfg.AffinityFloor {
-		cost -= math.Min(cfg.Release.Seconds(), 8*cached/rate)
+	if cached > 0 && cached >= cfg.AffinityFloor*prompt {
+		cost -= math.Min(cfg.Release.Seconds(), cfg.ReleaseSavings*cached/rate)
 	}
 	return cost
 }
 
 func TestPrefixCache_AgreesWithTheFormula(t *testing.T) {
-	cfg := DefaultConfig().PrefixCache
 	rapid.Check(t, func(rt *rapid.T) {
 		token := func(name string, most int) int { return rapid.IntRange(0, most).Draw(rt, name) }
+		share := func(name string) float64 { return float64(token(name, 100)) / 100 }
+		cfg := DefaultConfig().PrefixCache
+		if rapid.Bool().Draw(rt, "other constants") {
+			cfg = PrefixCacheConfig{
+				AffinityFloor: share("floor"), Release: time.Duration(token("release", 2000)) * time.Millisecond, ReleaseSavings: 20 * share("savings"),
+				EvictionPrice: 10 * share("price"), ReuseHorizon: time.Duration(token("horizon", 600)) * time.Second, InexactFaith: share("faith"),
+				PrefillRate: float64(1 + token("prefill rate", 50_000)), LoadRate: float64(1 + token("load rate", 500_000)),
+				RequestCost: time.Duration(token("request", 100)) * time.Millisecond,
+			}
+		}
 		prompt := 1 + token("prompt", 100_000)
 		expected := token("expected", prompt)
 		matched := token("matched", expected)
@@ -213,7 +222,7 @@ func TestPrefixCache_AgreesWithTheFormula(t *testing.T) {
 		c.MatchedTokens, c.DeviceTokens, c.ExpectedTokens = matched, device, expected
 		trusted := 1.0
 		if rapid.Bool().Draw(rt, "inexact") {
-			c.Trust, trusted = kvindex.TrustIncomplete, .8
+			c.Trust, trusted = kvindex.TrustIncomplete, cfg.InexactFaith
 		}
 		state := c.Endpoint.State
 		for range token("refutations", 5) {
@@ -241,7 +250,10 @@ func TestPrefixCache_AgreesWithTheFormula(t *testing.T) {
 		}
 		want := prefixCost(cfg, float64(prompt), float64(matched), float64(device), float64(expected), trusted, state.Faith(), rate,
 			backlog.Seconds(), queue, requests, capacity, computed, churn)
-		got, _ := weighed(t, "prefix-cache", Request{}, []Candidate{c}, func(s *scene) { s.promptTokens = prompt })
+		got, _ := weighed(t, "prefix-cache", Request{}, []Candidate{c}, func(s *scene) {
+			s.promptTokens = prompt
+			s.settings.cfg.PrefixCache = cfg
+		})
 		if math.Abs(got[0]-want) > 1e-6*math.Max(1, math.Abs(want)) {
 			rt.Fatalf("cost %v, want %v", got[0], want)
 		}

@@ -71,14 +71,14 @@ func costHash(sc *scene, c *Candidate) float64 {
 // hold.
 func (sc *scene) cached(c *Candidate) float64 {
 	reported := float64(c.MatchedTokens)
-	return c.faith()*reported + c.Endpoint.State.Faith()*max(0, float64(c.ExpectedTokens)-reported)
+	return sc.faith(c)*reported + c.Endpoint.State.Faith()*max(0, float64(c.ExpectedTokens)-reported)
 }
 
-// faith returns the share of reported tokens that is believed.
-func (c *Candidate) faith() float64 {
+// faith returns the share of the candidate's reported tokens that is believed.
+func (sc *scene) faith(c *Candidate) float64 {
 	f := c.Endpoint.State.Faith()
 	if c.Trust != kvindex.TrustExact {
-		f *= faithInexact
+		f *= sc.settings.cfg.PrefixCache.InexactFaith
 	}
 	return f
 }

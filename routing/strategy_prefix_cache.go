@@ -20,8 +20,8 @@ import "github.com/warmpath/warmpath/routing/pool"
 //	             floor's share of the prompt
 //
 // Uncached are the prompt's tokens without those that the endpoint's events
-// report, times faith, and those expected of requests in flight. Faith is 0.8
-// for events that are not exact, and falls as the engine's own cached_tokens
+// report, times faith, and those expected of requests in flight. Faith is the
+// configured share for events that are not exact, and falls as the engine's own cached_tokens
 // refute predictions. The prefill rate is learned from the engine's counters.
 //
 // Evicted are the uncached tokens that do not fit beside what the engine has
@@ -31,8 +31,8 @@ import "github.com/warmpath/warmpath/routing/pool"
 // that a cache that is large for its load is free of charge.
 //
 // To take the release off the cost is the same as: the best holder wins unless
-// somebody else is better by more than the release. It is at most eight times
-// the prefill that the cached tokens save, so that a chat template's first
+// somebody else is better by more than the release. It is at most a multiple
+// (release_savings) of the prefill that the cached tokens save, so that a chat template's first
 // block ties nothing to an endpoint. Cold prompts have no holder and spread by
 // wait and requests.
 //
@@ -69,20 +69,12 @@ func strategyPrefixCache() strategy {
 	}
 }
 
-const (
-	// faithInexact is the share of reported blocks that is believed where
-	// removals may have been lost.
-	faithInexact = 0.8
-	// affinitySavings bounds the release by the prefill that affinity saves.
-	affinitySavings = 8
-)
-
 // estimated are the terms of prefix-cache, in seconds.
 type estimated struct{ wait, requests, prefill, load, evictions, affinity float64 }
 
 func (e *estimated) fill(sc *scene, c *Candidate) {
 	cfg := &sc.settings.cfg.PrefixCache
-	faith := c.faith()
+	faith := sc.faith(c)
 	below := faith * float64(c.MatchedTokens-c.DeviceTokens)
 	cached := sc.cached(c)
 	prompt := float64(sc.promptTokens)
@@ -91,7 +83,7 @@ func (e *estimated) fill(sc *scene, c *Candidate) {
 	e.wait, e.requests, e.prefill, e.load = sc.wait(c), sc.requestCost(c), uncached/rate, below/cfg.LoadRate
 	e.evictions = sc.evictions(c, uncached, rate)
 	if cached > 0 && cached >= cfg.AffinityFloor*prompt {
-		e.affinity = min(inSeconds(cfg.Release), affinitySavings*cached/rate)
+		e.affinity = min(inSeconds(cfg.Release), cfg.ReleaseSavings*cached/rate)
 	}
 }
 
