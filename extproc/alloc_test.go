@@ -26,7 +26,7 @@ func TestCodec_Allocations(t *testing.T) {
 		"request_body":     func() { _ = m.decode(raw[1]) },
 		"response_headers": func() { _ = m.decode(raw[2]) },
 		"steer":            func() { reply = steer(toRequestBody, d, nil, true); reply.Free() },
-		"outcome":          func() { reply = responseHeaders(&o, keepOpen(2, 0)); reply.Free() },
+		"outcome":          func() { reply = responseHeaders(&o, "", keepOpen(2, 0)); reply.Free() },
 	} {
 		if n := testing.AllocsPerRun(200, f); n != 0 {
 			t.Errorf("%s: %v allocations, want none", name, n)

@@ -28,8 +28,12 @@ func (s *stream) responseHeaders(m *message, now time.Time) {
 		tokens: s.target.Tokens.String(),
 	}
 	s.answerer = s.target.Endpoints[0]
-	if len(m.served) > 0 && string(m.served) != o.endpoint {
-		o.endpoint, o.matched = string(m.served), -1
+	served := m.served
+	if len(served) == 0 {
+		served = m.upstream
+	}
+	if len(served) > 0 && string(served) != o.endpoint {
+		o.endpoint, o.matched = string(served), -1
 		s.metrics.retried.Inc()
 		s.answerer = s.snapshots.Snapshot().ByAddress(o.endpoint)
 		s.promise.Served(s.answerer)
@@ -45,11 +49,17 @@ func (s *stream) responseHeaders(m *message, now time.Time) {
 	if s.sampled {
 		s.reader = newUsageReader(m.headers)
 	}
+	said := &o
 	if !s.cfg.ResponseHeaders {
-		s.sendDynamic(responseHeaders(nil, s.override(m.eos)))
-		return
+		said = nil
 	}
-	s.sendDynamic(responseHeaders(&o, s.override(m.eos)))
+	tested := ""
+	if s.cfg.Conformance {
+		if tested = string(m.served); tested == "" {
+			tested = servedMissing
+		}
+	}
+	s.sendDynamic(responseHeaders(said, tested, s.override(m.eos)))
 }
 
 // statusIn returns the HTTP status, 0 if there is none.

@@ -27,6 +27,9 @@ type Config struct {
 	// looked at to compare the engine's report of cached tokens with what was
 	// predicted. It costs a message for every piece of such an answer.
 	SampleResponses float64 `yaml:"sample_responses" help:"share of answers, 0 to 1, whose reported cached tokens are compared with the prediction"`
+	// Conformance obeys the hooks of the conformance suite of the Gateway API
+	// Inference Extension, by which a client chooses its endpoint.
+	Conformance bool `yaml:"conformance" help:"obey the test hooks of the Gateway API Inference Extension's conformance suite, by which clients choose endpoints; for that suite only"`
 	// DrainDelay is for how long new requests are still served after the end of
 	// the process was asked for, so that Envoy's health checks notice first.
 	DrainDelay time.Duration `yaml:"drain_delay" help:"how long a router that is being stopped serves on while its health says it is not ready"`

@@ -62,6 +62,8 @@ func RoutingHeaders() []string { return slices.Clone(guarded) }
 type head struct {
 	method, path, mediaType, contentType, encoding string
 	strategy, profile, filter, id, user, session   string
+	// selection is that of the conformance suite.
+	selection string
 	// length is the content-length, -1 if there is none.
 	length int64
 	// forged are the names of headers with our prefix that are not in guarded.
@@ -88,6 +90,7 @@ func readHead(headers []header) head {
 		{to: &h.session},
 		{to: &h.profile},
 		{to: &h.filter},
+		{to: &h.selection},
 	}
 	for _, kv := range headers {
 		name := kv.name
@@ -117,6 +120,8 @@ func readHead(headers []header) head {
 			i = 8
 		case headerFilter:
 			i = 9
+		case headerSelection:
+			i = 10
 		case "content-length":
 			if n, err := strconv.ParseInt(string(kv.value), 10, 64); err == nil && n >= 0 {
 				h.length = n

@@ -30,8 +30,9 @@ type message struct {
 	// subset restricts the candidates of a request to these ip:port: nil if
 	// nothing does, not nil but empty if it allows none. It borrows nothing.
 	subset []string
-	// served is the ip:port that answered, empty if Envoy does not say.
-	served []byte
+	// served is the ip:port that answered as the proxy's metadata says, upstream
+	// as the attribute upstream.address says; empty if they do not.
+	served, upstream []byte
 }
 
 // header is one header field.
@@ -90,9 +91,8 @@ func (m *message) decode(b []byte) error {
 	case kindRequestHeaders:
 		m.subset = subset(metadata)
 	case kindResponseHeaders:
-		if m.served = textIn(metadata, 1, namespaceLB, keyServed); len(m.served) == 0 {
-			m.served = textIn(b, fieldAttributes, attributeNamespace, attributeUpstream)
-		}
+		m.served = textIn(metadata, 1, namespaceLB, keyServed)
+		m.upstream = textIn(b, fieldAttributes, attributeNamespace, attributeUpstream)
 	}
 	return nil
 }

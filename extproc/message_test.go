@@ -94,7 +94,8 @@ func messageOf(req *extprocv3.ProcessingRequest) message {
 		m.subset = subsetOf(req.GetMetadataContext())
 	case *extprocv3.ProcessingRequest_ResponseHeaders:
 		headers(kindResponseHeaders, r.ResponseHeaders)
-		m.served = []byte(servedOf(req))
+		m.served = []byte(req.GetMetadataContext().GetFilterMetadata()[namespaceLB].GetFields()[keyServed].GetStringValue())
+		m.upstream = []byte(req.GetAttributes()[attributeNamespace].GetFields()[attributeUpstream].GetStringValue())
 	case *extprocv3.ProcessingRequest_RequestBody:
 		body(kindRequestBody, r.RequestBody)
 	case *extprocv3.ProcessingRequest_ResponseBody:
@@ -129,14 +130,6 @@ func subsetOf(m *corev3.Metadata) []string {
 		}
 	}
 	return allowed
-}
-
-func servedOf(req *extprocv3.ProcessingRequest) string {
-	lb := req.GetMetadataContext().GetFilterMetadata()[namespaceLB]
-	if s := lb.GetFields()[keyServed].GetStringValue(); s != "" {
-		return s
-	}
-	return req.GetAttributes()[attributeNamespace].GetFields()[attributeUpstream].GetStringValue()
 }
 
 // checkDecode compares decode with the generated API.

@@ -273,23 +273,21 @@ func keepOpen(request, body modev3.ProcessingMode_BodySendMode) override {
 	return override{asked: true, requestBody: request, responseBody: body}
 }
 
-// responseHeaders says what the outcome was, if it is not nil.
-func responseHeaders(o *outcome, mode override) mem.Buffer {
+// responseHeaders says what the outcome was, if it is not nil, and what the
+// conformance suite is told, if that is not empty.
+func responseHeaders(o *outcome, tested string, mode override) mem.Buffer {
 	e, from := newReply()
-	if o == nil {
+	if o == nil && tested == "" {
 		m := e.open(toResponseHeaders)
 		e.close(e.open(1))
 		e.close(m)
 	} else {
 		m := e.openMutation(toResponseHeaders)
-		e.setHeader(headerEndpoint, o.endpoint)
-		e.setHeader(headerUsedStrategy, o.strategy)
-		e.setHeader(headerReason, o.reason)
-		e.setHeader(headerTokens, o.tokens)
-		if o.matched < 0 {
-			e.text(2, headerMatchedTokens)
-		} else {
-			e.setHeader(headerMatchedTokens, strconv.Itoa(o.matched))
+		if tested != "" {
+			e.setHeader(headerTestServed, tested)
+		}
+		if o != nil {
+			e.outcome(o)
 		}
 		e.closeMutation(m)
 	}
@@ -301,6 +299,18 @@ func responseHeaders(o *outcome, mode override) mem.Buffer {
 		e.close(m)
 	}
 	return finish(e, from)
+}
+
+func (e *encoder) outcome(o *outcome) {
+	e.setHeader(headerEndpoint, o.endpoint)
+	e.setHeader(headerUsedStrategy, o.strategy)
+	e.setHeader(headerReason, o.reason)
+	e.setHeader(headerTokens, o.tokens)
+	if o.matched < 0 {
+		e.text(2, headerMatchedTokens)
+	} else {
+		e.setHeader(headerMatchedTokens, strconv.Itoa(o.matched))
+	}
 }
 
 // refuse answers the client in place of an engine. Envoy shows the name of the

@@ -92,6 +92,9 @@ func New(cfg Config, router Router, snapshots Snapshots, log *slog.Logger, reg p
 			return nil, err
 		}
 	}
+	if cfg.Conformance {
+		s.log.Warn("clients may choose endpoints by the header " + headerSelection + ": extproc.conformance is meant for the conformance suite only")
+	}
 	s.draining, s.drainNow = context.WithCancel(context.Background())
 	s.closing, s.closeStreams = context.WithCancel(context.Background())
 	s.health.SetServingStatus(serviceLiveness, grpc_health_v1.HealthCheckResponse_SERVING)

@@ -180,6 +180,9 @@ func (s *stream) requestHeaders(m *message, now time.Time) bool {
 	s.phase = phaseBody
 	s.head = readHead(m.headers)
 	s.allow = m.subset
+	if s.cfg.Conformance && s.head.selection != "" {
+		s.allow = selection(s.head.selection, s.snapshots.Snapshot().Endpoints, s.allow)
+	}
 	switch {
 	case m.eos, s.withoutBody():
 		s.reply = inHeaders

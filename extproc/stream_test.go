@@ -253,11 +253,12 @@ func arg(d *datadriven.TestData, key, otherwise string) string {
 // TestStream_Transcripts plays testdata/streams: commands are messages from
 // Envoy or events of the router, the expected text is every reply in full.
 //
-//	new [request=MODE] [response=MODE] [sampled] [quiet] [max_body=N]
+//	new [request=MODE] [response=MODE] [sampled] [quiet] [conformance] [max_body=N]
 //	                                     begin a request; without a request
 //	                                     mode Envoy does not tell its modes
 //	router target=A,B reason=R matched=N prompt=N | error=R | pending
 //	request_headers [eos] [subset=A,B|none] …
+//	response_headers [upstream=A] [served=A] …
 //	decide                               the pending decision is made
 //	late                                 its deadline passes
 //	end | abort                          the stream ends
@@ -290,6 +291,7 @@ func (tr *transcript) command(t *testing.T, m *metrics, d *datadriven.TestData) 
 			tr.cfg.MaxBodyBytes, _ = strconv.Atoi(n)
 		}
 		tr.cfg.ResponseHeaders = !d.HasArg("quiet")
+		tr.cfg.Conformance = d.HasArg("conformance")
 		tr.stream.sampled = d.HasArg("sampled")
 	case "router":
 		tr.script(t, d)
