@@ -45,10 +45,15 @@ func (w *Writer) announce(id uint32, h *head, off int, name EngineHash, hash uin
 	}
 	if b.hold {
 		w.hold(h, off, ref, name, b.kind)
-	} else if w.own.get(name) == ref {
+		return true
+	}
+	if w.own.get(name) == ref {
 		w.recent.addName(name)
 	} else {
 		w.recent.add(id, bit)
+	}
+	if w.journal != nil {
+		w.note(h, kindBase, bit, BlockKnown)
 	}
 	return true
 }
@@ -116,13 +121,16 @@ func (w *Writer) hold(h *head, off int, ref uint32, name EngineHash, kind key) {
 			w.addCopies(k, 1)
 		}
 	case *e.held&bit != 0:
-		if kind.tier() != TierDevice {
+		if kind.tier() != TierDevice && !w.once {
 			w.addCopies(k, 1)
 		}
 	}
 	if *e.held&bit == 0 {
 		store(e.held, *e.held|bit)
 		w.pairs++
+		if w.journal != nil {
+			w.note(h, kind, bit, BlockHeld)
+		}
 	}
 }
 
@@ -155,6 +163,9 @@ func (w *Writer) unhold(h *head, off int, ref uint32, name EngineHash, kind key)
 	}
 	store(e.held, *e.held&^bit)
 	w.pairs--
+	if w.journal != nil {
+		w.note(h, kind, bit, BlockGone)
+	}
 	return true, false
 }
 

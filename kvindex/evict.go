@@ -93,6 +93,10 @@ func (ix *Index) evictSegment(id uint32, h *head, speaks map[uint32]*Writer) (lo
 		} else if w := speaks[k.slot()]; w != nil {
 			if w.pairs -= n; n > 0 {
 				w.rec.lower(TrustIncomplete)
+				w.evicted = true
+				if w.journal != nil {
+					w.note(h, k.kind(), *e.held, BlockGone)
+				}
 			}
 			if k.kind() == kindBase && len(w.copies) > 0 {
 				for m := *e.second; m != 0; m &= m - 1 {

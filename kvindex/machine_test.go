@@ -23,6 +23,10 @@ type machine struct {
 	many     bool
 	remember bool
 	next     uint32 // incarnation
+	// also is given what is done to a publisher's Writer, reopened what was
+	// closed and opened again; nil: nobody is.
+	also     func(id PublisherID, do func(*Writer))
+	reopened func(id PublisherID)
 }
 
 const (
@@ -136,6 +140,7 @@ func (m *machine) store(t *rapid.T) {
 	if got != want {
 		t.Fatalf("store: %d unplaced, want %d", got, want)
 	}
+	m.twice(id, func(w *Writer) { w.Store(s) })
 }
 
 func (m *machine) removed(t *rapid.T) {
@@ -155,6 +160,13 @@ func (m *machine) removed(t *rapid.T) {
 	if got != want {
 		t.Fatalf("remove: %d unknown, want %d", got, want)
 	}
+	m.twice(id, func(w *Writer) { w.Remove(names, tier, group) })
+}
+
+func (m *machine) twice(id PublisherID, do func(*Writer)) {
+	if m.also != nil {
+		m.also(id, do)
+	}
 }
 
 func (m *machine) clear(t *rapid.T) {
@@ -170,9 +182,13 @@ func (m *machine) clear(t *rapid.T) {
 			delete(m.model.expected, EndpointID(id/2))
 		}
 		m.open(t, id)
+		if m.reopened != nil {
+			m.reopened(id)
+		}
 		return
 	}
 	m.writers[id].Clear()
+	m.twice(id, (*Writer).Clear)
 	m.model.pubs[id].clear()
 }
 

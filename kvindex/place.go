@@ -114,12 +114,18 @@ func (w *Writer) flush(id uint32, h *head, b *batch, f *filling) {
 		store(f.base.second, *f.base.second|f.named)
 		if !b.hold {
 			w.recent.add(id, f.named)
+			if w.journal != nil {
+				w.note(h, kindBase, f.named, BlockKnown)
+			}
 		}
 		f.named = 0
 	}
 	if more := f.holds &^ *f.held.held; more != 0 {
 		store(f.held.held, *f.held.held|more)
 		w.pairs += bits.OnesCount64(more)
+		if w.journal != nil {
+			w.note(h, b.kind, more, BlockHeld)
+		}
 	}
 	f.holds = 0
 }
@@ -183,7 +189,7 @@ func (w *Writer) fill(id uint32, h *head, off int, b *batch) (ok bool) {
 		switch {
 		case plain && f.names[off] == 0 && ix.share(name, hashes[b.i-first], makeRef(id, off), &f.names[off]),
 			plain && f.names[off] == uint64(name) && name != 0,
-			mine != 0 && f.names[off] == uint64(name) && b.kind.tier() == TierDevice && w.several == nil:
+			mine != 0 && f.names[off] == uint64(name) && (b.kind.tier() == TierDevice || w.once) && w.several == nil:
 			f.named |= bit
 			if b.hold {
 				f.holds |= bit

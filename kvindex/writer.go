@@ -32,6 +32,15 @@ type Writer struct {
 	orphans orphanage
 	recent  recent
 	counts  counters
+	// journal is told of changes; nil: nobody is.
+	journal *Journal
+	// once: the publisher is fed by runs, see StoreRun, whose blocks have no
+	// copies. names is what StoreRun and RemoveBlocks work in.
+	once  bool
+	names []EngineHash
+	// evicted: blocks were dropped for want of room. Written under the world
+	// lock.
+	evicted bool
 	// pairs is the number of mask bits the publisher has set.
 	pairs int
 	// stored counts blocks not yet added to the index's count.
@@ -74,6 +83,9 @@ func (w *Writer) kind(t Tier, group uint8, announce bool) (key, bool) {
 		return 0, false
 	}
 	w.groups = append(w.groups, group)
+	if w.journal != nil {
+		w.journal.group(group)
+	}
 	w.rec.setGroups(len(w.groups))
 	return key((len(w.groups)-1)<<2) | key(t&3), true
 }
@@ -237,6 +249,9 @@ func (w *Writer) take(ref uint32, names []EngineHash, kind key) (n, miss int) {
 	}
 	w.last = makeRef(id, off)
 	store(e.held, *e.held&^gone)
+	if w.journal != nil {
+		w.note(h, kind, gone, BlockGone)
+	}
 	c := bits.OnesCount64(gone)
 	w.pairs -= c
 	w.counts.forwarded += uint64(c)
@@ -296,7 +311,10 @@ func (w *Writer) reset() {
 	w.ix.held.Add(int64(-w.pairs))
 	w.own, w.several, w.copies = ownNames{}, nil, nil
 	w.orphans, w.recent = orphanage{}, recent{}
-	w.pairs = 0
+	w.pairs, w.once, w.evicted = 0, false, false
+	if w.journal != nil {
+		w.journal.clear()
+	}
 }
 
 // Close clears the publisher's state and frees its id. The Writer must not be
