@@ -15,6 +15,7 @@ import (
 	"github.com/warmpath/warmpath/benchmarks/drive"
 	"github.com/warmpath/warmpath/benchmarks/indexops"
 	"github.com/warmpath/warmpath/benchmarks/micro"
+	"github.com/warmpath/warmpath/benchmarks/workload"
 )
 
 // command is one subcommand.
@@ -28,6 +29,7 @@ func commands() []command {
 		{"demo", "run three engines, warmpath and Envoy, and compare the strategies", demo.Run},
 		{"ops", "write the stream of index operations that micro plays", indexops.Run},
 		{"micro", "measure the prefix index against a naive one, every answer checked", micro.Run},
+		{"gen", "write a workload, or describe one", workload.Run},
 		{"drive", "load the request path and measure what a request costs", drive.Run},
 	}
 }
