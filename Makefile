@@ -23,9 +23,20 @@ ENVOY ?= $(CURDIR)/.venv/envoy-$(ENVOY_VERSION)
 # PEERS=/path/to/python uses one that has the packages of .ci/requirements.txt.
 PEERS ?= $(CURDIR)/.venv/python
 
+# The API server of the tests of Kubernetes discovery, built from the Go modules
+# of the versions that the tools' go.mod say. KUBE_APISERVER=/path and
+# ETCD=/path use yours instead.
+CONFORMANCE := deploy/conformance
+required = $(shell sed -n 's,^require $(1) \(v[^ ]*\).*,\1,p' $(CONFORMANCE)/tools/$(2)/go.mod)
+KUBE_APISERVER ?= $(CURDIR)/.venv/kube-apiserver-$(call required,k8s.io/kubernetes,apiserver)
+ETCD ?= $(CURDIR)/.venv/etcd-$(call required,go.etcd.io/etcd/server/v3,etcd)
+
+# The modules that have Go code of ours.
+MODULES := . $(CONFORMANCE)
+
 .PHONY: help
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 .PHONY: build
 build: ## build bin/warmpath and bin/enginesim
@@ -52,12 +63,20 @@ test: envoy peers ## run all tests, plainly and again with the race detector
 		echo '== NOT tested with the race detector: it needs a C compiler, install gcc'; \
 	fi
 
+# A module of its own, with heavy tools: a real kube-apiserver and its etcd.
+.PHONY: test-deploy
+test-deploy: export WARMPATH_TEST_KUBE_APISERVER := $(KUBE_APISERVER)
+test-deploy: export WARMPATH_TEST_ETCD := $(ETCD)
+test-deploy: apiserver ## test discovery against a real Kubernetes API server, built on first use
+	@echo '== tests against a Kubernetes API server'
+	$(GO) -C $(CONFORMANCE) test -shuffle=on -timeout 15m ./...
+
 .PHONY: lint
 lint: ## check format, vet, staticcheck
 	@bad="$$($(TOOL) gofumpt -d .)" || [[ -n "$$bad" ]]; if [[ -n "$$bad" ]]; then \
 		echo "$$bad"; echo 'not formatted; run: make format' >&2; exit 1; fi
-	$(GO) vet ./...
-	$(TOOL) staticcheck ./...
+	@root='$(CURDIR)'; for m in $(MODULES); do \
+		(set -x; cd "$$m"; $(GO) vet ./...; $(GO) tool -modfile="$$root/.ci/tools.mod" staticcheck ./...); done
 
 .PHONY: format
 format: ## format all Go files
@@ -101,6 +120,26 @@ $(PEERS): .ci/install-peers .ci/requirements.txt
 else
 $(PEERS):
 	@echo 'PEERS=$(PEERS): no such file; give the path of a Python' >&2; exit 1
+endif
+
+.PHONY: apiserver
+apiserver: $(ETCD) $(KUBE_APISERVER) ## build kube-apiserver and etcd below .venv, unless KUBE_APISERVER=/path and ETCD=/path are given
+	@echo 'Kubernetes API server: $(KUBE_APISERVER), $(ETCD)'
+
+ifeq ($(origin KUBE_APISERVER),file)
+$(KUBE_APISERVER): .ci/build-tool $(CONFORMANCE)/tools/apiserver/go.mod
+	GO='$(GO)' .ci/build-tool $(CONFORMANCE)/tools/apiserver k8s.io/kubernetes/cmd/kube-apiserver '$@' KUBE_APISERVER
+else
+$(KUBE_APISERVER):
+	@echo 'KUBE_APISERVER=$(KUBE_APISERVER): no such file; give the path of a kube-apiserver binary' >&2; exit 1
+endif
+
+ifeq ($(origin ETCD),file)
+$(ETCD): .ci/build-tool $(CONFORMANCE)/tools/etcd/go.mod
+	GO='$(GO)' .ci/build-tool $(CONFORMANCE)/tools/etcd go.etcd.io/etcd/server/v3 '$@' ETCD
+else
+$(ETCD):
+	@echo 'ETCD=$(ETCD): no such file; give the path of an etcd binary' >&2; exit 1
 endif
 
 .PHONY: clean

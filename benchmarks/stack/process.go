@@ -30,6 +30,11 @@ type Process struct {
 	once sync.Once
 }
 
+// StartProcess runs a program whose output goes to dir/name.log.
+func StartProcess(name, dir, path string, args []string) (*Process, error) {
+	return start(name, dir, path, args, nil)
+}
+
 // start runs a program whose standard error, and standard output unless ready
 // is not nil, go to dir/name.log. ready gets the first line of standard output.
 func start(name, dir, path string, args []string, ready any) (*Process, error) {
@@ -130,8 +135,9 @@ func (p *Process) Tail(lines int) string {
 	return string(b[i:])
 }
 
-// wait polls check until it succeeds, the process ends or ctx does.
-func wait(ctx context.Context, p *Process, what string, check func(context.Context) error) error {
+// Wait polls check until it succeeds, the process ends or ctx does. what is
+// waited for, in errors.
+func (p *Process) Wait(ctx context.Context, what string, check func(context.Context) error) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -82,7 +82,7 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 		}
 		s.Engines = append(s.Engines, e)
 	}
-	addrs, err := freeAddresses(4)
+	addrs, err := FreeAddresses(4)
 	if err != nil {
 		return s, err
 	}
@@ -154,7 +154,7 @@ func (s *Stack) StartRouter(ctx context.Context) error {
 	s.Router = p
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	return wait(ctx, p, "readiness", func(ctx context.Context) error { return get(ctx, s.Admin+"/readyz") })
+	return p.Wait(ctx, "readiness", func(ctx context.Context) error { return get(ctx, s.Admin+"/readyz") })
 }
 
 func (s *Stack) startEnvoy(ctx context.Context) error {
@@ -178,7 +178,7 @@ func (s *Stack) startEnvoy(ctx context.Context) error {
 	s.Envoy = p
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	return wait(ctx, p, "route to a model", func(ctx context.Context) error {
+	return p.Wait(ctx, "route to a model", func(ctx context.Context) error {
 		return errors.Join(get(ctx, s.EnvoyAdmin+"/ready"), routed(ctx, s.URL+"/v1/models"))
 	})
 }
@@ -231,9 +231,10 @@ func request(ctx context.Context, url string) (http.Header, error) {
 	return resp.Header, nil
 }
 
-// freeAddresses returns loopback addresses whose ports were free a moment ago.
-// Envoy and warmpath must know each other's port before either runs.
-func freeAddresses(n int) ([]string, error) {
+// FreeAddresses returns loopback addresses, ip:port, whose ports were free a
+// moment ago. Envoy and warmpath must know each other's port before either
+// runs.
+func FreeAddresses(n int) ([]string, error) {
 	var addrs []string
 	for range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
