@@ -156,7 +156,7 @@ func (m *Manager) follow(ctx context.Context, snap *pool.Snapshot) error {
 			if len(e.Models) > 0 {
 				want[p.ID] = subject{p, e.Name, e.Models[0], e.State}
 			}
-			present[p.Publisher] = len(e.Models) > 0 || e.Health != pool.HealthFailed
+			present[p.Publisher] = len(e.Models) > 0 || e.Health < pool.HealthFailed
 		}
 	}
 	m.stop(func(id kvindex.PublisherID) bool {

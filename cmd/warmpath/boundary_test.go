@@ -47,7 +47,7 @@ var ours = map[string]map[string]only{
 var theirs = map[string][]string{
 	"github.com/envoyproxy/go-control-plane": {"extproc/", "benchmarks/"},
 	"github.com/go-zeromq":                   {"events/zmtp/"},
-	"k8s.io":                                 {"routing/pool/kube.go"},
+	"k8s.io":                                 {"routing/pool/kube"},
 	"sigs.k8s.io":                            {},
 	"go.opentelemetry.io/otel/sdk":           {"cmd/"},
 	"go.opentelemetry.io/otel/exporters":     {"cmd/"},
@@ -280,7 +280,8 @@ func TestBoundaries_Violations(t *testing.T) {
 		{"routing/a_test.go", `import "github.com/warmpath/warmpath/events"`, ""},
 		{"routing/a_test.go", `import "github.com/warmpath/warmpath/cmd/warmpath"`, "nothing imports cmd"},
 		{"routing/pool/kube.go", `import "k8s.io/client-go/kubernetes"`, ""},
-		{"routing/pool/pool.go", `import "k8s.io/client-go/kubernetes"`, "may be imported only in routing/pool/kube.go"},
+		{"routing/pool/kube_pod.go", `import "k8s.io/api/core/v1"`, ""},
+		{"routing/pool/pool.go", `import "k8s.io/client-go/kubernetes"`, "may be imported only in routing/pool/kube"},
 		{"events/a.go", `import "github.com/go-zeromq/zmq4"`, "only in events/zmtp/"},
 		{"events/zmtp/a.go", `import "github.com/go-zeromq/zmq4"`, ""},
 		{"events/a_test.go", `import "github.com/envoyproxy/go-control-plane/envoy/type/v3"`, "only in extproc/, benchmarks/"},

@@ -304,7 +304,7 @@ func (c Config) Warnings() []string {
 				`start vLLM with --kv-events-config '{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558"}' and set replay to tcp://HOST:5558`, at, e.Name))
 		}
 	}
-	if c.Routing.Strategy == "prefix-cache" && events == 0 {
+	if c.Routing.Strategy == "prefix-cache" && events == 0 && !c.Pool.Discovers() {
 		ws = append(ws, "routing.strategy: prefix-cache, but no endpoint has events, so caches are guessed from what this router sends; set pool.static.endpoints[].events")
 	}
 	if c.Envoy.BodyMode == bodyDuplex && c.ExtProc.SampleResponses > 0 {

@@ -159,7 +159,7 @@ w.yaml:3: tokenizer.endpoints[0]: a list, where one value is expected`,
 		{
 			name: "nothing configured",
 			yaml: "",
-			want: "w.yaml: pool.static.endpoints: empty; list at least one endpoint",
+			want: "w.yaml: pool.static.endpoints: empty; list at least one endpoint, or let them be found: set file.path, or kubernetes.pod_selector, services or inference_pools",
 		},
 		{
 			name: "faults of every section, found by their packages",

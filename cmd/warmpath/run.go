@@ -111,7 +111,11 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 		return nil, err
 	}
 	hasher := kvindex.NewHasher(seed)
-	r := &router{pool: pool.New(cfg.Pool, log, reg, client, random()), maxBody: cfg.ExtProc.MaxBodyBytes}
+	sources, err := sourcesOf(cfg.Pool, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	r := &router{pool: pool.New(cfg.Pool, log, reg, client, random(), sources...), maxBody: cfg.ExtProc.MaxBodyBytes}
 	if r.index, err = kvindex.New(cfg.Index.Config); err != nil {
 		return nil, err
 	}
@@ -139,10 +143,27 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 		Pages: []adminPage{
 			{Path: "debug/decisions", About: "recent decisions, newest first; ?id= picks those of one request", Handler: http.HandlerFunc(r.serveDecisions)},
 			{Method: http.MethodPost, Path: "debug/explain", About: "POST a request body: what would be chosen now, and why", Handler: http.HandlerFunc(r.serveExplain)},
-			{Path: "debug/held/{endpoint}", About: "hashes of the blocks that an endpoint holds", Handler: http.HandlerFunc(r.serveHeld)},
+			{Path: "debug/held/{endpoint...}", About: "hashes of the blocks that an endpoint holds", Handler: http.HandlerFunc(r.serveHeld)},
 		},
 	}, log)
 	return r, nil
+}
+
+// sourcesOf returns what finds the endpoints that the configuration does not
+// list.
+func sourcesOf(cfg pool.Config, log *slog.Logger, reg prometheus.Registerer) ([]pool.Source, error) {
+	var sources []pool.Source
+	if cfg.File.Path != "" {
+		sources = append(sources, pool.NewFile(cfg.File, log, reg))
+	}
+	if cfg.Kubernetes.Enabled() {
+		k, err := pool.NewKubernetes(cfg.Kubernetes, log, reg)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, k)
+	}
+	return sources, nil
 }
 
 // fleetSeed returns the configured seed, or one that only this process knows.

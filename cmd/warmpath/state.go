@@ -27,6 +27,7 @@ type endpointView struct {
 	Name          string            `json:"name"`
 	Address       string            `json:"address"`
 	Health        string            `json:"health"`
+	Withheld      string            `json:"withheld,omitempty"`
 	Models        []string          `json:"models"`
 	Adapters      []string          `json:"adapters,omitempty"`
 	Labels        map[string]string `json:"labels,omitempty"`
@@ -58,7 +59,7 @@ func (r *router) state() any {
 	}
 	for _, e := range snap.Endpoints {
 		ev := endpointView{
-			Name: e.Name, Address: e.Address, Health: e.Health.String(), Models: e.Models, Adapters: e.Adapters, Labels: e.Labels,
+			Name: e.Name, Address: e.Address, Health: e.Health.String(), Withheld: e.Withheld, Models: e.Models, Adapters: e.Adapters, Labels: e.Labels,
 			InFlight: e.State.InFlight(), PrefillTokens: e.State.PrefillTokens(), BlockSizes: e.State.BlockSizes(),
 			ContextTokens: e.State.ContextTokens(), BacklogSeconds: e.State.Backlog(now).Seconds(),
 			Load: routing.ViewLoad(e.State.Load(), now), Publishers: []events.Status{},
@@ -78,6 +79,7 @@ func (r *router) state() any {
 
 func (r *router) ready() []condition {
 	return []condition{
+		{"endpoints listed", closed(r.pool.Synced()), "every source of endpoints has listed them once"},
 		{"endpoints probed", closed(r.pool.Probed()), "every endpoint has answered or failed a health probe"},
 		{"events", closed(r.events.Ready()), "every event stream is live or has failed once"},
 	}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // summary says in a few lines what a valid configuration was understood to
@@ -25,7 +27,15 @@ func (c Config) summary() string {
 	default:
 		line("tokenizer", "%s, within %s", strings.Join(c.Tokenizer.Endpoints, ", "), c.Tokenizer.Budget)
 	}
-	line("pool", "%s", c.poolSummary())
+	if len(c.Pool.Static.Endpoints) > 0 {
+		line("pool", "%s", c.poolSummary())
+	}
+	if f := c.Pool.File; f.Path != "" {
+		line("pool", "endpoints of the file %s, looked at every %s", f.Path, f.Interval)
+	}
+	if k := c.Pool.Kubernetes; k.Enabled() {
+		line("pool", "%s", kubernetesSummary(k))
+	}
 	return b.String()
 }
 
@@ -49,6 +59,25 @@ func (c Config) poolSummary() string {
 		models = append(models, fmt.Sprintf("what %s will say", count(learned, "endpoint")))
 	}
 	return fmt.Sprintf("%s, %d with events, %d with replay, for %s", count(len(c.Pool.Static.Endpoints), "endpoint"), events, replay, strings.Join(models, ", "))
+}
+
+// kubernetesSummary says what is looked at in the cluster.
+func kubernetesSummary(k pool.KubernetesConfig) string {
+	var what []string
+	if k.PodSelector != "" {
+		what = append(what, fmt.Sprintf("pods with %s", k.PodSelector))
+	}
+	if len(k.Services) > 0 {
+		what = append(what, "Services "+strings.Join(k.Services, ", "))
+	}
+	if len(k.InferencePools) > 0 {
+		what = append(what, "InferencePools "+strings.Join(k.InferencePools, ", "))
+	}
+	where := "the namespace of the service account or context"
+	if len(k.Namespaces) > 0 {
+		where = "namespaces " + strings.Join(k.Namespaces, ", ")
+	}
+	return fmt.Sprintf("%s, in %s of Kubernetes", strings.Join(what, "; "), where)
 }
 
 func count(n int, noun string) string {

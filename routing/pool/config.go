@@ -46,9 +46,11 @@ func (s Spec) HasEvents() bool { return s.Events != "" || s.Topic != "" }
 
 // Config describes the pool.
 type Config struct {
-	Static StaticConfig `yaml:"static"`
-	Health HealthConfig `yaml:"health"`
-	Load   LoadConfig   `yaml:"load"`
+	Static     StaticConfig     `yaml:"static"`
+	File       FileConfig       `yaml:"file"`
+	Kubernetes KubernetesConfig `yaml:"kubernetes"`
+	Health     HealthConfig     `yaml:"health"`
+	Load       LoadConfig       `yaml:"load"`
 }
 
 // LoadConfig says how the engines' own metrics are read.
@@ -65,7 +67,7 @@ type LoadConfig struct {
 	StaleAfter time.Duration `yaml:"stale_after" help:"age at which an engine's metrics no longer count"`
 }
 
-// StaticConfig lists endpoints that never change.
+// StaticConfig lists endpoints.
 type StaticConfig struct {
 	Endpoints []Spec `yaml:"endpoints"`
 }
@@ -80,37 +82,64 @@ type HealthConfig struct {
 	Interval time.Duration `yaml:"interval"`
 	// Timeout bounds one probe.
 	Timeout time.Duration `yaml:"timeout"`
+	// Models is the time after which an engine is asked again for the models and
+	// adapters that are not configured.
+	Models time.Duration `yaml:"models" help:"time after which an engine whose models are not all configured is asked again for its models and LoRA adapters; 0s: asked once"`
 }
 
 // DefaultConfig returns a pool without endpoints.
 func DefaultConfig() Config {
 	return Config{
-		Health: HealthConfig{Path: "/health", Interval: time.Second, Timeout: 500 * time.Millisecond},
-		Load:   LoadConfig{Path: "/metrics", Interval: time.Second, Timeout: 500 * time.Millisecond, StaleAfter: 3 * time.Second},
+		File:       FileConfig{Interval: time.Second},
+		Kubernetes: KubernetesConfig{Port: 8000, Events: EventsAuto, EventsPort: 5557, ReplayPort: 5558},
+		Health:     HealthConfig{Path: "/health", Interval: time.Second, Timeout: 500 * time.Millisecond, Models: 10 * time.Second},
+		Load:       LoadConfig{Path: "/metrics", Interval: time.Second, Timeout: 500 * time.Millisecond, StaleAfter: 3 * time.Second},
 	}
+}
+
+// Discovers tells whether endpoints come and go by themselves.
+func (c Config) Discovers() bool { return c.File.Path != "" || c.Kubernetes.Enabled() }
+
+// validateSpecs reports every fault of a list of endpoints found at path.
+func validateSpecs(path string, specs []Spec) error {
+	var errs []error
+	names, addrs, topics := map[string]int{}, map[string]int{}, map[string]int{}
+	for i, e := range specs {
+		at := fmt.Sprintf("%s[%d]", path, i)
+		errs = append(errs, e.validate(at)...)
+		if j, dup := names[e.Name]; dup && e.Name != "" {
+			errs = append(errs, fmt.Errorf("%s.name: %q is also the name of %s[%d]; names must be unique", at, e.Name, path, j))
+		}
+		if j, dup := addrs[e.Address]; dup && e.Address != "" {
+			errs = append(errs, fmt.Errorf("%s.address: %q is also the address of %s[%d]; remove one of them", at, e.Address, path, j))
+		}
+		if j, dup := topics[e.Topic]; dup && e.Topic != "" {
+			errs = append(errs, fmt.Errorf("%s.topic: %q is also the topic of %s[%d]; give each engine its own in --kv-events-config", at, e.Topic, path, j))
+		}
+		names[e.Name], addrs[e.Address], topics[e.Topic] = i, i, i
+	}
+	return errors.Join(errs...)
 }
 
 // Validate reports every fault of c, one an error, each starting with the
 // field's path below "pool".
 func (c Config) Validate() error {
 	var errs []error
-	if len(c.Static.Endpoints) == 0 {
-		errs = append(errs, errors.New("static.endpoints: empty; list at least one endpoint"))
+	if len(c.Static.Endpoints) == 0 && !c.Discovers() {
+		errs = append(errs, errors.New("static.endpoints: empty; list at least one endpoint, or let them be found: set file.path, or kubernetes.pod_selector, services or inference_pools"))
 	}
-	names, addrs, topics := map[string]int{}, map[string]int{}, map[string]int{}
-	for i, e := range c.Static.Endpoints {
-		at := fmt.Sprintf("static.endpoints[%d]", i)
-		errs = append(errs, e.validate(at)...)
-		if j, dup := names[e.Name]; dup && e.Name != "" {
-			errs = append(errs, fmt.Errorf("%s.name: %q is also the name of static.endpoints[%d]; names must be unique", at, e.Name, j))
+	if err := validateSpecs("static.endpoints", c.Static.Endpoints); err != nil {
+		errs = append(errs, err)
+	}
+	for _, section := range []struct {
+		name string
+		err  error
+	}{{"file", c.File.Validate()}, {"kubernetes", c.Kubernetes.Validate()}} {
+		if joined, ok := section.err.(interface{ Unwrap() []error }); ok {
+			for _, err := range joined.Unwrap() {
+				errs = append(errs, fmt.Errorf("%s.%w", section.name, err))
+			}
 		}
-		if j, dup := addrs[e.Address]; dup && e.Address != "" {
-			errs = append(errs, fmt.Errorf("%s.address: %q is also the address of static.endpoints[%d]; remove one of them", at, e.Address, j))
-		}
-		if j, dup := topics[e.Topic]; dup && e.Topic != "" {
-			errs = append(errs, fmt.Errorf("%s.topic: %q is also the topic of static.endpoints[%d]; give each engine its own in --kv-events-config", at, e.Topic, j))
-		}
-		names[e.Name], addrs[e.Address], topics[e.Topic] = i, i, i
 	}
 	if !strings.HasPrefix(c.Health.Path, "/") {
 		errs = append(errs, fmt.Errorf("health.path: %q does not start with a slash; use for example /health", c.Health.Path))
@@ -120,6 +149,9 @@ func (c Config) Validate() error {
 	}
 	if c.Health.Timeout <= 0 {
 		errs = append(errs, fmt.Errorf("health.timeout: %s is not positive; use for example 500ms", c.Health.Timeout))
+	}
+	if c.Health.Models != 0 && c.Health.Models < c.Health.Interval {
+		errs = append(errs, fmt.Errorf("health.models: %s is shorter than health.interval (%s); use for example 10s, or 0s to ask once", c.Health.Models, c.Health.Interval))
 	}
 	errs = append(errs, c.Load.validate()...)
 	return errors.Join(errs...)

@@ -16,7 +16,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	endpoints := f.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "warmpath_pool_endpoints",
-		Help: "Endpoints by what their last health probe said.",
+		Help: "Endpoints by what their last health probe said; withheld: they must get no requests, because their pod is not ready or terminating.",
 	}, []string{"state"})
 	m := &metrics{
 		endpoints: map[Health]prometheus.Gauge{},
@@ -37,7 +37,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range []loadFault{faultUnreachable, faultStatus, faultUnknownMetrics, faultTooLarge} {
 		m.loadFailures[r] = failures.WithLabelValues(string(r))
 	}
-	for _, h := range []Health{HealthUnknown, HealthReady, HealthFailed} {
+	for _, h := range []Health{HealthUnknown, HealthReady, HealthFailed, HealthWithheld} {
 		m.endpoints[h] = endpoints.WithLabelValues(h.String())
 	}
 	return m

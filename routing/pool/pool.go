@@ -4,18 +4,14 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net/http"
-	"reflect"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/warmpath/warmpath/kvindex"
+	"golang.org/x/sync/errgroup"
 )
 
 // Pool publishes snapshots of the endpoints.
@@ -35,6 +31,9 @@ type Pool struct {
 	// mu guards what snapshots are made from.
 	mu      sync.Mutex
 	members []*member
+	byName  map[string]*member
+	// listed is what the sources list, by name, see source.go.
+	listed  listed
 	nextID  uint32
 	freeIDs []uint32
 	// Publishers have ids of their own.
@@ -45,39 +44,66 @@ type Pool struct {
 	waiting        int
 	// begin starts the probing of a member, nil while Run does not run.
 	begin func(*member)
+	// dirty: a member has changed since the last snapshot. kick wakes the
+	// goroutine that publishes it, rested is when that is due.
+	dirty  bool
+	kick   chan struct{}
+	rested time.Time
+
+	sources []Source
+	synced  chan struct{}
+	// unsynced counts the sources that have not listed their endpoints yet.
+	unsynced int
 }
 
 // member is the mutable record behind one Endpoint.
 type member struct {
+	// spec and guess are those of the first listing: the name, address, events
+	// and metrics in them stay true, and they never change. listing is the
+	// newest, guarded by mu as all that follows.
 	spec    Spec
+	guess   []eventSource
+	listing Listing
 	id      uint32
 	inc     uint32
 	state   *State
 	health  Health
+	// models and adapts are what it serves, learned: as its engine says.
 	models  []string
 	adapts  []string
 	learned bool
+	// learnAt is when the engine is asked for its models again.
+	learnAt time.Time
 	// sources are its event streams, and publishers their ids, which are kept
 	// as long as the member is there. located: they need not be learned (any
-	// more), until the engine fails.
+	// more), until the engine fails. Until locateAt it is not asked again.
 	sources    []eventSource
 	publishers []uint32
 	located    bool
-	unlocated  bool // the last attempt failed, which is logged once
+	unlocated  int // failed attempts in a row, of which the first is logged
+	locateAt   time.Time
 	stop       context.CancelFunc
 	// initial: Probed waits for it. gone: it is no longer in the pool.
 	initial, gone bool
+	// endpoint is the member in the last snapshot, nil if it has changed since.
+	endpoint *Endpoint
 }
 
 // New returns a pool that holds the static endpoints of cfg, none of them
-// probed. client sends the probes; random spreads them in time.
-func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.Client, random *rand.Rand) *Pool {
+// probed. client sends the probes; random spreads them in time. Run runs the
+// sources, which list further endpoints; of an endpoint that several list, the
+// configuration's word counts first, then that of the first source.
+func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.Client, random *rand.Rand, sources ...Source) *Pool {
 	p := &Pool{
 		cfg: cfg, log: log.With("component", "pool"), metrics: newMetrics(reg), client: client, rand: random,
-		names: metricNames(), probed: make(chan struct{}),
+		names: metricNames(), probed: make(chan struct{}), synced: make(chan struct{}), kick: make(chan struct{}, 1),
+		byName: map[string]*member{}, listed: newListed(), sources: sources, unsynced: len(sources),
 	}
 	p.buffers.New = func() any { return new(bytes.Buffer) }
 	p.snapshot.Store(newSnapshot(nil, &p.sizesChanged))
+	if len(sources) == 0 {
+		close(p.synced)
+	}
 	p.Set(cfg.Static.Endpoints)
 	return p
 }
@@ -85,16 +111,20 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.C
 // Snapshot returns the newest snapshot. It never blocks.
 func (p *Pool) Snapshot() *Snapshot { return p.snapshot.Load() }
 
-// Probed returns a channel that is closed once every endpoint that the pool
-// started with has been probed.
+// Probed returns a channel that is closed once every source has listed its
+// endpoints and each of those has been probed.
 func (p *Pool) Probed() <-chan struct{} { return p.probed }
 
-// Run probes the endpoints until ctx ends, and returns nil then. It may be
-// called once.
+// Synced returns a channel that is closed once every source has listed its
+// endpoints.
+func (p *Pool) Synced() <-chan struct{} { return p.synced }
+
+// Run runs the sources and probes the endpoints until ctx ends, and returns
+// nil then. It may be called once.
 func (p *Pool) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	p.mu.Lock()
-	p.waiting = len(p.members)
+	p.waiting = len(p.members) + len(p.sources)
 	if p.waiting == 0 {
 		close(p.probed)
 	}
@@ -104,12 +134,20 @@ func (p *Pool) Run(ctx context.Context) error {
 		p.begin(m)
 	}
 	p.mu.Unlock()
-	<-ctx.Done()
+	g, failed := errgroup.WithContext(ctx)
+	for i, s := range p.sources {
+		g.Go(func() error { return p.runSource(failed, i+1, s) })
+	}
+	g.Go(func() error { p.publishLate(failed); return nil })
+	err := g.Wait()
 	p.mu.Lock()
 	p.begin = nil
+	for _, m := range p.members {
+		m.stop()
+	}
 	p.mu.Unlock()
 	wg.Wait()
-	return nil
+	return err
 }
 
 // watchMember starts the goroutines that probe m. The caller holds mu.
@@ -123,39 +161,15 @@ func (p *Pool) watchMember(ctx context.Context, wg *sync.WaitGroup, m *member) {
 	}
 }
 
-// Set replaces the endpoints by specs, which must be valid. Those that did not
-// change keep their state; a changed one keeps its id in another incarnation.
+// Set replaces the endpoints of the configuration by specs, which must be
+// valid. Those that did not change keep their state; a changed one keeps its
+// id in another incarnation.
 func (p *Pool) Set(specs []Spec) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	old := map[string]*member{}
-	for _, m := range p.members {
-		old[m.spec.Name] = m
+	changes := make([]Change, 0, len(specs))
+	for _, spec := range specs {
+		changes = append(changes, Change{spec.Name, []Listing{{Spec: spec}}})
 	}
-	var members []*member
-	for _, s := range specs {
-		m := old[s.Name]
-		if m != nil && reflect.DeepEqual(m.spec, s) {
-			delete(old, s.Name)
-			members = append(members, m)
-			continue
-		}
-		if m != nil {
-			p.dismiss(m)
-			delete(old, s.Name)
-		}
-		m = p.admit(s, m)
-		members = append(members, m)
-		if p.begin != nil {
-			p.begin(m)
-		}
-	}
-	for _, m := range old {
-		p.dismiss(m)
-		p.freeIDs = append(p.freeIDs, m.id)
-	}
-	p.members = members
-	p.publish()
+	p.replace(0, changes)
 }
 
 // dismiss ends the probing of m. The caller holds mu.
@@ -174,17 +188,22 @@ func (p *Pool) dismiss(m *member) {
 // mu.
 func (p *Pool) probedOne(m *member) {
 	m.initial = false
+	p.waitForLess()
+}
+
+func (p *Pool) waitForLess() {
 	if p.waiting--; p.waiting == 0 {
 		close(p.probed)
 	}
 }
 
-// admit makes the member of a spec. A changed spec keeps its id, but every
+// admit makes the member of a listing. A changed one keeps its id, but every
 // member has an incarnation of its own, so that nothing of a predecessor
-// counts for it.
-func (p *Pool) admit(s Spec, predecessor *member) *member {
-	m := &member{spec: s, state: &State{sizesChanged: &p.sizesChanged}, models: s.Models, adapts: s.Adapters, learned: len(s.Models) > 0, located: s.Events != EventsAuto}
-	p.locate(m, s.sources())
+// counts for it. The caller holds mu.
+func (p *Pool) admit(l Listing, predecessor *member) *member {
+	m := &member{spec: l.Spec, guess: l.guess, listing: l, state: &State{sizesChanged: &p.sizesChanged}, located: l.Events != EventsAuto}
+	m.serveListed()
+	p.locate(m, l.sources())
 	switch {
 	case predecessor != nil:
 		m.id = predecessor.id
@@ -197,7 +216,20 @@ func (p *Pool) admit(s Spec, predecessor *member) *member {
 	}
 	p.admitted++
 	m.inc = p.admitted
+	if p.begin != nil {
+		if p.unsynced > 0 {
+			m.initial = true
+			p.waiting++
+		}
+		p.begin(m)
+	}
 	return m
+}
+
+// serveListed takes the models from the listing, as far as it tells them.
+func (m *member) serveListed() {
+	m.models, m.adapts = m.listing.Models, m.listing.Adapters
+	m.learned = len(m.models) > 0 && !m.listing.LearnModels
 }
 
 // locate says where m publishes. The caller holds mu.
@@ -212,30 +244,5 @@ func (p *Pool) locate(m *member, sources []eventSource) {
 		m.publishers = append(m.publishers, id)
 	}
 	m.sources = sources
-}
-
-// publish stores a new snapshot. The caller holds mu.
-func (p *Pool) publish() {
-	endpoints := make([]*Endpoint, 0, len(p.members))
-	counts := map[Health]int{HealthUnknown: 0, HealthReady: 0, HealthFailed: 0}
-	for _, m := range p.members {
-		e := &Endpoint{
-			Spec: m.spec, ID: kvindex.EndpointID(m.id), Incarnation: m.inc,
-			Health: m.health, State: m.state, modelsKnown: m.learned,
-		}
-		e.Models, e.Adapters, e.Labels = slices.Clone(m.models), slices.Clone(m.adapts), maps.Clone(m.spec.Labels)
-		for i, s := range m.sources {
-			e.Publishers = append(e.Publishers, Publisher{
-				Publisher: kvindex.Publisher{ID: kvindex.PublisherID(m.publishers[i]), Endpoint: e.ID, Incarnation: m.inc},
-				Rank:      s.rank, Events: s.events, Replay: s.replay,
-			})
-		}
-		endpoints = append(endpoints, e)
-		counts[m.health]++
-	}
-	for h, n := range counts {
-		p.metrics.endpoints[h].Set(float64(n))
-	}
-	old := p.snapshot.Swap(newSnapshot(endpoints, &p.sizesChanged))
-	close(old.superseded)
+	m.endpoint = nil
 }

@@ -3,9 +3,12 @@ package pool
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -81,8 +84,8 @@ func (p *Pool) record(m *member, err error) {
 		} else {
 			p.log.Info("endpoint is ready", "endpoint", m.spec.Name, "address", m.spec.Address)
 		}
-		m.health = health
-		p.publish()
+		m.health, m.endpoint = health, nil
+		p.changed(false)
 	}
 	if m.initial {
 		p.probedOne(m)
@@ -97,15 +100,33 @@ func (p *Pool) probe(ctx context.Context, m *member) error {
 	if err := p.get(ctx, "http://"+m.spec.Address+p.cfg.Health.Path, nil); err != nil {
 		return err
 	}
+	now := time.Now()
 	p.mu.Lock()
-	learned, located := m.learned, m.located
+	learned, named, locate := m.learned, len(m.models) > 0, !m.located && !now.Before(m.locateAt)
+	ask := !learned || m.asksAgain(p.cfg.Health) && !now.Before(m.learnAt)
 	p.mu.Unlock()
-	if !located {
+	if locate {
 		p.find(ctx, m)
 	}
-	if learned {
+	if !ask {
 		return nil
 	}
+	err := p.learn(ctx, m)
+	if err != nil && (learned || named) {
+		p.log.Debug("the engine does not list its models; asking again", "endpoint", m.spec.Name, "err", err)
+		return nil // it was healthy a moment ago, and what is known of it serves
+	}
+	return err
+}
+
+// asksAgain tells whether the engine may have other models or adapters later.
+func (m *member) asksAgain(cfg HealthConfig) bool {
+	return cfg.Models > 0 && (m.listing.LearnModels || len(m.listing.Models) == 0)
+}
+
+// learn asks an engine for its models, vLLM's and SGLang's /v1/models, in which
+// LoRA adapters have the base model as their parent.
+func (p *Pool) learn(ctx context.Context, m *member) error {
 	var list struct {
 		Data []struct {
 			ID     string  `json:"id"`
@@ -115,46 +136,92 @@ func (p *Pool) probe(ctx context.Context, m *member) error {
 	if err := p.get(ctx, "http://"+m.spec.Address+"/v1/models", &list); err != nil {
 		return err
 	}
-	var models, adapters []string
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m.gone {
+		return nil
+	}
+	models, adapters := slices.Clone(m.listing.Models), slices.Clone(m.listing.Adapters)
 	for _, d := range list.Data {
+		names := &models
 		if d.Parent != nil && *d.Parent != "" {
-			adapters = append(adapters, d.ID)
-		} else if d.ID != "" {
-			models = append(models, d.ID)
+			names = &adapters
+		}
+		if d.ID != "" && !slices.Contains(models, d.ID) && !slices.Contains(adapters, d.ID) {
+			*names = append(*names, d.ID)
 		}
 	}
 	if len(models) == 0 {
 		return fmt.Errorf("GET http://%s/v1/models: no base model in the list; name the endpoint's models in the configuration", m.spec.Address)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m.models, m.adapts, m.learned = models, slices.Compact(adapters), true
-	p.publish()
+	m.learnAt = time.Now().Add(p.cfg.Health.Models)
+	if m.learned && slices.Equal(m.models, models) && slices.Equal(m.adapts, adapters) {
+		return nil
+	}
+	m.models, m.adapts, m.learned, m.endpoint = models, adapters, true, nil
+	p.changed(false)
 	return nil
 }
+
+// askAgain bounds how rarely an engine that does not tell of event streams is
+// asked for them.
+const askAgain = time.Minute
 
 // find learns where the engine publishes its events. An engine that does not
 // say so is routed to all the same.
 func (p *Pool) find(ctx context.Context, m *member) {
 	sources, err := p.learnSources(ctx, m.spec.Address)
+	if errors.Is(err, errNoSources) && len(m.guess) > 0 {
+		sources, err = p.checkGuess(ctx, m.guess), nil
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if m.gone || ctx.Err() != nil {
 		return
 	}
 	if err != nil {
-		if !m.unlocated {
+		if m.unlocated == 0 {
 			p.log.Warn("event streams are not known; asking again", "endpoint", m.spec.Name, "address", m.spec.Address, "err", err)
 		}
-		m.unlocated = true
+		m.locateAt = time.Now().Add(min(askAgain, p.cfg.Health.Interval<<min(m.unlocated, 16)))
+		m.unlocated++
 		return
 	}
-	m.located, m.unlocated = true, false
+	m.located, m.unlocated = true, 0
 	if !slices.Equal(sources, m.sources) {
 		p.log.Info("event streams found", "endpoint", m.spec.Name, "ranks", len(sources))
 		p.locate(m, sources)
-		p.publish()
+		p.changed(false)
 	}
+}
+
+// checkGuess leaves out of a guess the replay sockets at which nobody listens:
+// to wait for an answer that never comes would distrust the engine for nothing.
+func (p *Pool) checkGuess(ctx context.Context, guess []eventSource) []eventSource {
+	out := slices.Clone(guess)
+	for i := range out {
+		host := strings.TrimPrefix(out[i].replay, "tcp://")
+		if host == "" {
+			continue
+		}
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "tcp", host)
+		if err != nil {
+			out[i].replay = ""
+			continue
+		}
+		_ = c.Close()
+	}
+	return out
+}
+
+// probeLevel is how loud a failed probe is: an endpoint that is withheld, such
+// as a pod that is starting, is expected to fail them.
+func probeLevel(m *member) slog.Level {
+	if m.listing.Withheld != "" {
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
 }
 
 // statusError is an answer other than 200.

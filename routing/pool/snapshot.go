@@ -19,6 +19,12 @@ const (
 	HealthReady
 	// HealthFailed: the last probe failed. Never a candidate.
 	HealthFailed
+	// HealthWithheld: its source says that it must get no requests, for example
+	// because its pod is not ready or is terminating. Never a candidate. Probes
+	// go on.
+	HealthWithheld
+
+	healthStates = iota
 )
 
 // String returns the state's name as used in metrics.
@@ -30,6 +36,8 @@ func (h Health) String() string {
 		return "ready"
 	case HealthFailed:
 		return "failed"
+	case HealthWithheld:
+		return "withheld"
 	}
 	return "invalid"
 }
@@ -51,7 +59,9 @@ type Endpoint struct {
 	ID          kvindex.EndpointID
 	Incarnation uint32
 	Health      Health
-	Publishers  []Publisher
+	// Withheld says why the endpoint gets no requests, if it is withheld.
+	Withheld   string
+	Publishers []Publisher
 	// State outlives the snapshot: all snapshots of one incarnation share it.
 	State *State
 
@@ -60,8 +70,9 @@ type Endpoint struct {
 }
 
 // Candidate tells whether requests may be sent to the endpoint, as far as its
-// health probe says. Whether it fails requests is for [Endpoint.Cooling].
-func (e *Endpoint) Candidate() bool { return e.Health != HealthFailed }
+// health probe and its source say. Whether it fails requests is for
+// [Endpoint.Cooling].
+func (e *Endpoint) Candidate() bool { return e.Health < HealthFailed }
 
 // Cooling tells whether the endpoint failed requests a short time ago, so that
 // others should be preferred at now.

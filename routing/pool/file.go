@@ -1,0 +1,153 @@
+package pool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.yaml.in/yaml/v3"
+)
+
+// FileConfig names a file of endpoints that may change while the router runs.
+type FileConfig struct {
+	Path string `yaml:"path" help:"YAML file with a list endpoints, each with the keys of pool.static.endpoints[]; followed while the router runs; empty: none"`
+	// Interval is how often the file is read. It is compared by content: a file
+	// that Kubernetes mounts from a ConfigMap is replaced by a link, which
+	// file-system events report in ways that differ.
+	Interval time.Duration `yaml:"interval" help:"how often that file is looked at"`
+}
+
+// Validate reports every fault of c and of the file that it names.
+func (c FileConfig) Validate() error {
+	if c.Path == "" {
+		return nil
+	}
+	var errs []error
+	if c.Interval < 10*time.Millisecond {
+		errs = append(errs, fmt.Errorf("interval: %s is too short; use for example 1s", c.Interval))
+	}
+	if _, err := ReadFile(c.Path); err != nil {
+		errs = append(errs, fmt.Errorf("path: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// maxFile bounds the file: some thousand endpoints take one MiB.
+const maxFile = 16 << 20
+
+// ReadFile returns the endpoints that a file lists. A file that lists none is
+// valid. The error has every fault.
+func ReadFile(path string) ([]Spec, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("%s: more than %d bytes", path, maxFile)
+	}
+	specs, err := parseFile(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return specs, nil
+}
+
+func parseFile(b []byte) ([]Spec, error) {
+	var doc StaticConfig
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec.KnownFields(true)
+	if err := dec.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("a second document (---), or text that is not YAML, after the first; write one document")
+	}
+	return doc.Endpoints, validateSpecs("endpoints", doc.Endpoints)
+}
+
+// File is the [Source] of a file's endpoints.
+type File struct {
+	cfg     FileConfig
+	log     *slog.Logger
+	results map[bool]prometheus.Counter
+}
+
+// NewFile returns the source of the file that cfg, which is valid, names.
+func NewFile(cfg FileConfig, log *slog.Logger, reg prometheus.Registerer) *File {
+	reads := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
+		Name: "warmpath_pool_file_reloads_total",
+		Help: "Times that a changed file of endpoints was read, by whether it was put into force.",
+	}, []string{"result"})
+	return &File{cfg: cfg, log: log.With("component", "file", "file", cfg.Path), results: map[bool]prometheus.Counter{
+		true: reads.WithLabelValues("applied"), false: reads.WithLabelValues("refused"),
+	}}
+}
+
+// Run implements [Source]. A file that is not valid changes nothing.
+func (f *File) Run(ctx context.Context, tell func([]Change), synced func()) error {
+	var content []byte
+	var missing bool
+	listed := map[string]bool{}
+	look := func() bool {
+		b, err := os.ReadFile(f.cfg.Path)
+		if err != nil {
+			// For a moment it may be missing because it is being replaced.
+			if !missing {
+				f.log.Debug("the file of endpoints cannot be read", "err", err)
+			}
+			missing = true
+			return false
+		}
+		missing = false
+		if content != nil && bytes.Equal(b, content) {
+			return true
+		}
+		content = append([]byte{}, b...)
+		specs, err := parseFile(b)
+		f.results[err == nil].Inc()
+		if err != nil {
+			f.log.Error("the changed file of endpoints is not valid; the old one stays in force", "err", err)
+			return false
+		}
+		changes := make([]Change, 0, len(specs))
+		now := map[string]bool{}
+		for _, s := range specs {
+			changes = append(changes, Change{s.Name, []Listing{{Spec: s}}})
+			now[s.Name] = true
+		}
+		for name := range listed {
+			if !now[name] {
+				changes = append(changes, Change{Key: name})
+			}
+		}
+		listed = now
+		tell(changes)
+		f.log.Info("the file of endpoints was put into force", "endpoints", len(specs))
+		return true
+	}
+	tick := time.NewTicker(f.cfg.Interval)
+	defer tick.Stop()
+	for done := false; ; {
+		if look() && !done {
+			done = true
+			synced()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
