@@ -23,6 +23,9 @@ type Config struct {
 	// ResponseHeaders adds x-warmpath-* headers to answers, which say what was
 	// decided and why.
 	ResponseHeaders bool `yaml:"response_headers" help:"add x-warmpath-* headers to answers: endpoint, strategy, matched tokens, reason"`
+	// ClearRouteCache has Envoy choose the request's route again when its
+	// headers tell the endpoint. Only routes that match on those headers need it.
+	ClearRouteCache bool `yaml:"clear_route_cache" help:"have Envoy choose the route again once target-pod is set, for routes that match on it; not needed otherwise"`
 	// SampleResponses is the share of answers, from 0 to 1, whose bodies are
 	// looked at to compare the engine's report of cached tokens with what was
 	// predicted. It costs a message for every piece of such an answer.

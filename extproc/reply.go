@@ -86,6 +86,8 @@ func finish(e encoder, from *[]byte) mem.Buffer {
 type destination struct {
 	// first is the chosen endpoint, all the list with its fallbacks.
 	first, all string
+	// reroute has Envoy look for the request's route again.
+	reroute bool
 }
 
 func destinationOf(t routing.Target) destination {
@@ -177,7 +179,15 @@ func steer(to protowire.Number, d destination, forged []string, withMetadata boo
 	e.setHeader(headerDestination, d.all)
 	e.setHeader(headerTargetPod, d.first)
 	e.strip(forged)
-	e.closeMutation(m)
+	if d.reroute {
+		// Beside the mutation: without one in the same reply Envoy ignores it.
+		e.close(m[2])
+		e.varint(5, 1)
+		e.close(m[1])
+		e.close(m[0])
+	} else {
+		e.closeMutation(m)
+	}
 	if withMetadata {
 		e.metadata(d)
 	}

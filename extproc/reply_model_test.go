@@ -48,14 +48,27 @@ func genSteerMetadata(d destination) *structpb.Struct {
 }
 
 func genRequestHeaders(m *extprocv3.HeaderMutation) *extprocv3.ProcessingResponse {
-	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{
-		RequestHeaders: &extprocv3.HeadersResponse{Response: &extprocv3.CommonResponse{HeaderMutation: m}},
-	}}
+	return genInRequestHeaders(&extprocv3.CommonResponse{HeaderMutation: m})
 }
 
 func genRequestBody(m *extprocv3.HeaderMutation) *extprocv3.ProcessingResponse {
+	return genInRequestBody(&extprocv3.CommonResponse{HeaderMutation: m})
+}
+
+// genSteering is what [genSteer] is sent in: with d's route cleared or not.
+func genSteering(d destination, forged []string) *extprocv3.CommonResponse {
+	return &extprocv3.CommonResponse{HeaderMutation: genSteer(d, forged), ClearRouteCache: d.reroute}
+}
+
+func genInRequestHeaders(c *extprocv3.CommonResponse) *extprocv3.ProcessingResponse {
+	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{
+		RequestHeaders: &extprocv3.HeadersResponse{Response: c},
+	}}
+}
+
+func genInRequestBody(c *extprocv3.CommonResponse) *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestBody{
-		RequestBody: &extprocv3.BodyResponse{Response: &extprocv3.CommonResponse{HeaderMutation: m}},
+		RequestBody: &extprocv3.BodyResponse{Response: c},
 	}}
 }
 

@@ -36,7 +36,7 @@ func TestReplies_AsTheGeneratedAPI(t *testing.T) {
 	text := rapid.OneOf(name, name, name, long)
 	modes := rapid.Int32Range(0, 6)
 	rapid.Check(t, func(t *rapid.T) {
-		d := destination{first: text.Draw(t, "first"), all: text.Draw(t, "all")}
+		d := destination{first: text.Draw(t, "first"), all: text.Draw(t, "all"), reroute: rapid.Bool().Draw(t, "reroute")}
 		forged := rapid.SliceOfN(text, 0, 3).Draw(t, "forged")
 		withMetadata := rapid.Bool().Draw(t, "metadata")
 		dynamic := func(b mem.Buffer) mem.BufferSlice { return mem.BufferSlice{b} }
@@ -46,8 +46,8 @@ func TestReplies_AsTheGeneratedAPI(t *testing.T) {
 			}
 			return r
 		}
-		checkReply(t, "steer headers", generated(genRequestHeaders(genSteer(d, forged)), withMetadata), dynamic(steer(toRequestHeaders, d, forged, withMetadata)))
-		checkReply(t, "steer body", generated(genRequestBody(genSteer(d, forged)), withMetadata), dynamic(steer(toRequestBody, d, forged, withMetadata)))
+		checkReply(t, "steer headers", generated(genInRequestHeaders(genSteering(d, forged)), withMetadata), dynamic(steer(toRequestHeaders, d, forged, withMetadata)))
+		checkReply(t, "steer body", generated(genInRequestBody(genSteering(d, forged)), withMetadata), dynamic(steer(toRequestBody, d, forged, withMetadata)))
 		checkReply(t, "steer trailers", generated(genRequestTrailers(), true), dynamic(steerTrailers(d)))
 		checkReply(t, "strip", genRequestHeaders(genStrip(forged)), static(encodeStrip(toRequestHeaders, forged)))
 

@@ -294,6 +294,7 @@ func (s *stream) decided(t routing.Target, err *routing.Error) {
 	s.promise.Request.Prompt = routing.Prompt{}
 	s.metrics.request(t.Reason)
 	s.destination = destinationOf(t)
+	s.destination.reroute = s.cfg.ClearRouteCache
 	switch s.reply {
 	case inHeaders:
 		s.sendDynamic(steer(toRequestHeaders, s.destination, s.head.forged, true))

@@ -189,8 +189,11 @@ func printReply(b *strings.Builder, r *extprocv3.ProcessingResponse) {
 }
 
 func printCommon(b *strings.Builder, c *extprocv3.CommonResponse) {
-	if c.GetStatus() != extprocv3.CommonResponse_CONTINUE || c.GetClearRouteCache() || c.GetTrailers() != nil {
+	if c.GetStatus() != extprocv3.CommonResponse_CONTINUE || c.GetTrailers() != nil {
 		fmt.Fprintf(b, "  unexpected %v\n", c)
+	}
+	if c.GetClearRouteCache() {
+		b.WriteString("  clear route cache\n")
 	}
 	printMutation(b, c.GetHeaderMutation())
 	if m := c.GetBodyMutation(); m != nil {
@@ -253,7 +256,7 @@ func arg(d *datadriven.TestData, key, otherwise string) string {
 // TestStream_Transcripts plays testdata/streams: commands are messages from
 // Envoy or events of the router, the expected text is every reply in full.
 //
-//	new [request=MODE] [response=MODE] [sampled] [quiet] [conformance] [max_body=N]
+//	new [request=MODE] [response=MODE] [sampled] [quiet] [conformance] [clear] [max_body=N]
 //	                                     begin a request; without a request
 //	                                     mode Envoy does not tell its modes
 //	router target=A,B reason=R matched=N prompt=N | error=R | pending
@@ -292,6 +295,7 @@ func (tr *transcript) command(t *testing.T, m *metrics, d *datadriven.TestData) 
 		}
 		tr.cfg.ResponseHeaders = !d.HasArg("quiet")
 		tr.cfg.Conformance = d.HasArg("conformance")
+		tr.cfg.ClearRouteCache = d.HasArg("clear")
 		tr.stream.sampled = d.HasArg("sampled")
 	case "router":
 		tr.script(t, d)

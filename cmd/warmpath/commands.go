@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
@@ -104,7 +105,8 @@ func cmdCheck(_ context.Context, p process) int {
 }
 
 func cmdEnvoyConfig(_ context.Context, p process) int {
-	c := newCommand(p, "envoy-config", "Prints a complete Envoy bootstrap for the static pool; run it with: envoy -c FILE.")
+	c := newCommand(p, "envoy-config", "Prints a complete Envoy bootstrap; run it with: envoy -c FILE.")
+	output := c.flags.String("output", "", "write it to this `FILE` instead")
 	cfg, code, ok := c.config()
 	if !ok {
 		return code
@@ -112,6 +114,9 @@ func cmdEnvoyConfig(_ context.Context, p process) int {
 	b, err := envoyBootstrap(cfg)
 	if err != nil {
 		return c.fail(err)
+	}
+	if *output != "" {
+		return c.fail(os.WriteFile(*output, b, 0o644))
 	}
 	_, err = p.stdout.Write(b)
 	return c.fail(err)

@@ -30,6 +30,9 @@ type EnvoyConfig struct {
 	// RouterTLS is how Envoy and the router know each other where extproc.tls is
 	// set.
 	RouterTLS RouterTLSConfig `yaml:"router_tls"`
+	// Engines are host:port of names that resolve to the engines, for Envoys that
+	// follow what the names resolve to. Empty: the static pool.
+	Engines []string `yaml:"engines" help:"host:port of names that resolve to all engines, such as a headless Service's, one for each port; empty: the addresses in pool.static"`
 	// ModelHeader is where a request may tell its model before its body. Empty:
 	// nowhere. The default is the header that the body-based router of the
 	// Gateway API Inference Extension sets.
@@ -65,6 +68,11 @@ func (c EnvoyConfig) Validate() error {
 	if c.Router != "" {
 		if _, err := envoyAddress(c.Router); err != nil {
 			errs = append(errs, fmt.Errorf("router: %w", err))
+		}
+	}
+	for i, e := range c.Engines {
+		if _, err := envoyAddress(e); err != nil || strings.HasPrefix(e, unixPrefix) || !isName(e) {
+			errs = append(errs, fmt.Errorf("engines[%d]: %q is not a name and a port; use for example engines.default.svc:8000", i, e))
 		}
 	}
 	if c.ModelHeader != "" && !isHeaderName(c.ModelHeader) {
@@ -105,10 +113,12 @@ type bootstrap struct {
 	Clusters []cluster
 }
 
-// cluster is a set of engines.
+// cluster is a set of engines: those of Engines, or those that Names resolve
+// to.
 type cluster struct {
 	Name    string
 	Engines []pool.Spec
+	Names   []string
 }
 
 // modelRoute sends the requests for some models to the engines that serve them.
@@ -134,7 +144,7 @@ const allEngines = "engines"
 // will be learned may serve any, so it is in each of them: Envoy takes
 // warmpath's choice only from the cluster of the route.
 func modelClusters(specs []pool.Spec) ([]modelRoute, []cluster) {
-	clusters := []cluster{{allEngines, specs}}
+	clusters := []cluster{{Name: allEngines, Engines: specs}}
 	var names []string
 	for _, e := range specs {
 		for _, n := range slices.Concat(e.Models, e.Adapters) {
@@ -167,8 +177,8 @@ func modelClusters(specs []pool.Spec) ([]modelRoute, []cluster) {
 	return routes, clusters
 }
 
-// envoyBootstrap returns the Envoy bootstrap for the static pool of cfg, which
-// must be valid.
+// envoyBootstrap returns the Envoy bootstrap for the engines of cfg, which must
+// be valid.
 func envoyBootstrap(cfg Config) ([]byte, error) {
 	b := bootstrap{
 		Listen:           cfg.Envoy.Listen,
@@ -183,9 +193,14 @@ func envoyBootstrap(cfg Config) ([]byte, error) {
 		HealthInterval:   cfg.Pool.Health.Interval,
 		HealthTimeout:    cfg.Pool.Health.Timeout,
 		ModelHeader:      cfg.Envoy.ModelHeader,
-		Clusters:         []cluster{{allEngines, cfg.Pool.Static.Endpoints}},
+		Clusters:         []cluster{{Name: allEngines, Engines: cfg.Pool.Static.Endpoints}},
 	}
-	if b.ModelHeader != "" {
+	switch {
+	case len(cfg.Envoy.Engines) > 0:
+		b.Clusters = []cluster{{Name: allEngines, Names: cfg.Envoy.Engines}}
+	case len(cfg.Pool.Static.Endpoints) == 0:
+		return nil, errors.New("envoy.engines: empty, and so is pool.static.endpoints; name the Service that resolves to the engines")
+	case b.ModelHeader != "":
 		b.Models, b.Clusters = modelClusters(cfg.Pool.Static.Endpoints)
 	}
 	for _, a := range [...]struct{ field, value string }{

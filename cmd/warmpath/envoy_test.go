@@ -74,6 +74,7 @@ func TestEnvoyBootstrap_Golden(t *testing.T) {
 		{"bootstrap.golden.yaml", twoEngines},
 		{"bootstrap.duplex.golden.yaml", twoEngines + "envoy: {body_mode: full_duplex_streamed}\n"},
 		{"bootstrap.models.golden.yaml", manyModels},
+		{"bootstrap.names.golden.yaml", manyModels + "envoy: {engines: [\"engines.default.svc:8000\", \"engines.default.svc:8001\"]}\n"},
 	} {
 		t.Run(tt.file, func(t *testing.T) {
 			got, err := envoyBootstrap(mustParse(t, tt.text))
@@ -130,6 +131,44 @@ func TestEnvoyBootstrap_FollowsConfig(t *testing.T) {
 				t.Errorf("%v is %q, want %q", tt.path, got, tt.want)
 			}
 		})
+	}
+}
+
+func TestEnvoyBootstrap_NoEngines(t *testing.T) {
+	cfg := mustParse(t, twoEngines)
+	cfg.Pool.Static.Endpoints = nil
+	if _, err := envoyBootstrap(cfg); err == nil || !strings.HasPrefix(err.Error(), "envoy.engines: empty") {
+		t.Errorf("no engines at all give %v", err)
+	}
+	cfg.Envoy.Engines = []string{"engines.default.svc:8000"}
+	if _, err := envoyBootstrap(cfg); err != nil {
+		t.Errorf("engines behind a name give %v", err)
+	}
+	for _, bad := range []string{"", "engines", "10.0.0.7:8000", "unix:/run/e.sock", "engines:0", "http://engines:8000"} {
+		if _, err := parse("w.yaml", []byte(valid+"envoy: {engines: ["+fmt.Sprintf("%q", bad)+"]}"), nil, nil); err == nil || !strings.Contains(err.Error(), "w.yaml:2: envoy.engines[0]: ") {
+			t.Errorf("envoy.engines %q gives %v", bad, err)
+		}
+	}
+}
+
+// The bootstrap is written to a file where there is no shell to redirect it.
+func TestEnvoyConfig_Output(t *testing.T) {
+	config, out := writeConfig(t, twoEngines), filepath.Join(t.TempDir(), "envoy.yaml")
+	var stdout, stderr bytes.Buffer
+	p := process{args: []string{"envoy-config", "--config", config, "--output", out}, stdout: &stdout, stderr: &stderr}
+	if code := dispatch(t.Context(), p); code != exitOK || stdout.Len() > 0 {
+		t.Fatalf("exit code %d, %s%s", code, &stdout, &stderr)
+	}
+	want, err := envoyBootstrap(mustParse(t, twoEngines))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(out); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%v: wrote %d bytes, want %d", err, len(got), len(want))
+	}
+	p.args = []string{"envoy-config", "--config", config, "--output", filepath.Join(out, "x")}
+	if code := dispatch(t.Context(), p); code != exitFault || !strings.Contains(stderr.String(), "envoy.yaml") {
+		t.Errorf("a file that cannot be written: exit code %d, %s", code, &stderr)
 	}
 }
 
@@ -198,6 +237,7 @@ func TestEnvoyBootstrap_IsAccepted(t *testing.T) {
 			c.Pool.Static.Endpoints, c.Envoy.ModelHeader = mustParse(t, manyModels).Pool.Static.Endpoints, ""
 		}},
 		{"duplex", func(c *Config) { c.Envoy.BodyMode = bodyDuplex }},
+		{"engines by name", func(c *Config) { c.Envoy.Engines = []string{"localhost:8001", "localhost:8002"} }},
 		{"odd values", func(c *Config) {
 			c.Pool.Health.Path = "/a \"b\": {{#é"
 			c.Pool.Health.Interval, c.Envoy.MessageTimeout = 1234567*time.Microsecond, 2*time.Minute
