@@ -32,7 +32,7 @@ KUBE_APISERVER ?= $(CURDIR)/.venv/kube-apiserver-$(call required,k8s.io/kubernet
 ETCD ?= $(CURDIR)/.venv/etcd-$(call required,go.etcd.io/etcd/server/v3,etcd)
 
 # The modules that have Go code of ours.
-MODULES := . $(CONFORMANCE)
+MODULES := . $(CONFORMANCE) deploy/render
 
 .PHONY: help
 help: ## list the commands
@@ -70,6 +70,15 @@ test-deploy: export WARMPATH_TEST_ETCD := $(ETCD)
 test-deploy: apiserver ## test discovery against a real Kubernetes API server, built on first use
 	@echo '== tests against a Kubernetes API server'
 	$(GO) -C $(CONFORMANCE) test -shuffle=on -timeout 15m ./...
+
+.PHONY: test-chart
+test-chart: export WARMPATH_TEST_ENVOY := $(ENVOY)
+test-chart: envoy ## test the Helm chart, the manifests, the Dockerfile and the pages of deploy
+	$(GO) -C deploy/render test -shuffle=on -timeout 10m ./...
+
+.PHONY: manifests
+manifests: ## write deploy/manifests from deploy/chart
+	$(GO) -C deploy/render run . ../chart ../manifests
 
 .PHONY: lint
 lint: ## check format, vet, staticcheck

@@ -1,0 +1,156 @@
+{{- define "warmpath.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "warmpath.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "warmpath.labels" -}}
+{{ include "warmpath.selectorLabels" . }}
+app.kubernetes.io/component: router
+app.kubernetes.io/version: {{ .Values.image.tag | default .Chart.AppVersion | trunc 63 | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
+{{- end -}}
+
+{{- define "warmpath.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- .Values.serviceAccount.name | default (include "warmpath.fullname" .) -}}
+{{- else -}}
+{{- .Values.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "warmpath.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- /* Whether an Envoy Gateway is attached by its own policies. */ -}}
+{{- define "warmpath.policies" -}}
+{{- if has .Values.attach (list "envoy-gateway" "original-dst") }}true{{ end -}}
+{{- end -}}
+
+{{- /* Whether there is a Gateway. */ -}}
+{{- define "warmpath.gateway" -}}
+{{- if has .Values.attach (list "envoy-gateway" "original-dst" "inference-pool") }}true{{ end -}}
+{{- end -}}
+
+{{- define "warmpath.gatewayNamespace" -}}
+{{- .Values.gateway.namespace | default .Release.Namespace -}}
+{{- end -}}
+
+{{- define "warmpath.routeName" -}}
+{{- if .Values.route.create -}}
+{{- .Values.route.name | default (include "warmpath.fullname" .) -}}
+{{- else -}}
+{{- required "route.name: empty, with route.create false; name the HTTPRoute to attach to" .Values.route.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "warmpath.enginesService" -}}
+{{- if .Values.engines.service.create -}}
+{{- .Values.engines.service.name | default (printf "%s-engines" (include "warmpath.fullname" .)) -}}
+{{- else -}}
+{{- required "engines.service.name: empty, with engines.service.create false; name the Service over all engine pods" .Values.engines.service.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What the restricted Pod Security Standard asks of a container. */ -}}
+{{- define "warmpath.restricted" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{- define "warmpath.tlsHostname" -}}
+{{- .Values.tls.hostname | default (printf "%s.%s.svc" (include "warmpath.fullname" .) .Release.Namespace) -}}
+{{- end -}}
+
+{{- /* Namespaces of the engines, as YAML. */ -}}
+{{- define "warmpath.engineNamespaces" -}}
+{{- .Values.engines.namespaces | default (list .Release.Namespace) | uniq | sortAlpha | toYaml -}}
+{{- end -}}
+
+{{- /*
+The request headers that steer a request. A client's copies are removed before
+Envoy routes by them.
+*/ -}}
+{{- define "warmpath.routingHeaders" -}}
+- x-gateway-destination-endpoint
+- x-gateway-destination-endpoint-served
+- target-pod
+- x-data-parallel-rank
+- x-warmpath-endpoint
+- x-warmpath-strategy
+- x-warmpath-matched-tokens
+- x-warmpath-reason
+- x-warmpath-tokens
+{{- end -}}
+
+{{- /*
+The configuration file. What the chart knows from other values is put over
+.Values.config, whose schema does not allow those keys.
+*/ -}}
+{{- define "warmpath.config" -}}
+{{- $extproc := dict "listen" (printf "%s:9002" .Values.listenAddress) "max_body_bytes" (.Values.maxBodyBytes | int64) -}}
+{{- with .Values.tls.existingSecret -}}
+{{- $_ := set $extproc "tls" (dict "cert" "/etc/warmpath/tls/tls.crt" "key" "/etc/warmpath/tls/tls.key") -}}
+{{- end -}}
+{{- with .Values.tls.clientCASecret -}}
+{{- $_ := set $extproc.tls "client_ca" "/etc/warmpath/client-ca/ca.crt" -}}
+{{- end -}}
+{{- $own := dict
+  "extproc" $extproc
+  "admin" (dict "listen" (printf "%s:9090" .Values.listenAddress))
+  "pool" (dict "health" (dict "path" .Values.engines.healthPath))
+-}}
+{{- if include "warmpath.policies" . -}}
+{{- $_ := set $own "envoy" (dict "message_timeout" .Values.policy.messageTimeout) -}}
+{{- end -}}
+{{- if eq .Values.attach "standalone" -}}
+{{- $names := list -}}
+{{- range .Values.engines.ports -}}
+{{- $names = append $names (printf "%s.%s.svc:%d" (include "warmpath.enginesService" $) $.Release.Namespace (int .)) -}}
+{{- end -}}
+{{- $_ := set $own "envoy" (dict "listen" (printf "%s:8080" .Values.listenAddress) "admin" "127.0.0.1:9901" "engines" $names) -}}
+{{- end -}}
+{{- if eq .Values.attach "original-dst" -}}
+{{- $_ := set $extproc "clear_route_cache" true -}}
+{{- end -}}
+{{- with .Values.seed.existingSecret -}}
+{{- $_ := set $own "index" (dict "seed_file" "/etc/warmpath/seed/seed") -}}
+{{- end -}}
+{{- mergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
+{{- end -}}
+
+{{- /* The ranges of ports without those of the list, as a YAML list of {from, to}. */ -}}
+{{- define "warmpath.otherPorts" -}}
+{{- $padded := list -}}
+{{- range . -}}{{- $padded = append $padded (printf "%05d" (int .)) -}}{{- end -}}
+{{- $from := 1 -}}
+{{- range $padded | uniq | sortAlpha -}}
+{{- $port := . | trimPrefix "0" | trimPrefix "0" | trimPrefix "0" | trimPrefix "0" | int -}}
+{{- if gt $port $from }}
+- {from: {{ $from }}, to: {{ sub $port 1 }}}
+{{- end -}}
+{{- $from = add $port 1 -}}
+{{- end -}}
+{{- if le (int $from) 65535 }}
+- {from: {{ $from }}, to: 65535}
+{{- end -}}
+{{- end -}}
