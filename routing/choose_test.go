@@ -405,11 +405,11 @@ func TestSelector(t *testing.T) {
 // A lock goes before the header before the profile before the default.
 func TestChoose_Precedence(t *testing.T) {
 	annotated := engines(2)
-	annotated[0].Annotations = map[string]string{annotationConfig: `{"defaultProfile":"pod","profiles":{"pod":{"routingStrategy":"throughput","requestsPerSecond":3},"batch":{"routingStrategy":"least-kv-cache"}}}`}
+	annotated[0].Annotations = map[string]string{pool.AnnotationProfiles: `{"defaultProfile":"pod","profiles":{"pod":{"routingStrategy":"throughput","requestsPerSecond":3},"batch":{"routingStrategy":"least-kv-cache"}}}`}
 	locked := engines(2)
-	locked[1].Annotations = map[string]string{annotationConfig: `{"lockedRoutingStrategy":"random"}`}
+	locked[1].Annotations = map[string]string{pool.AnnotationProfiles: `{"lockedRoutingStrategy":"random"}`}
 	broken := engines(2)
-	broken[0].Annotations = map[string]string{annotationConfig: `{"lockedRoutingStrategy":"pd"}`}
+	broken[0].Annotations = map[string]string{pool.AnnotationProfiles: `{"lockedRoutingStrategy":"pd"}`}
 	cfg := DefaultConfig()
 	cfg.Profiles = map[string]Profile{"fast": {Strategy: "least-latency"}, "fixed": {Strategy: "round-robin", Locked: true}, "batch": {Strategy: "least-request"}}
 	withDefault, withLock := cfg, cfg

@@ -2,6 +2,7 @@ package routing
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
@@ -85,14 +86,18 @@ const (
 type approximate struct {
 	index Approximator
 
+	// attended: [Router.Run] follows the pool, and decisions need not.
+	attended atomic.Bool
+
 	mu      sync.Mutex // guards what follows
 	snap    *pool.Snapshot
 	next    time.Time
 	writers map[kvindex.EndpointID]*kvindex.Writer
 }
 
-// follow makes the writers those of snap. It is called by every decision and
-// does something only where the snapshot is new or some seconds have passed.
+// follow makes the writers those of snap. It does something only where the
+// snapshot is new or some seconds have passed, but then it looks at every
+// endpoint: Run calls it, and where there is none every decision.
 func (a *approximate) follow(snap *pool.Snapshot, now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -111,10 +116,8 @@ func (a *approximate) follow(snap *pool.Snapshot, now time.Time) {
 			continue
 		}
 		if a.writers[e.ID] == nil {
-			// The ids of publishers are those of their endpoints, and this one has
-			// no other. Until the writer of a predecessor with events is closed the
-			// id is taken; the next look finds it free.
-			w, err := a.index.Open(kvindex.Publisher{ID: kvindex.PublisherID(e.ID), Endpoint: e.ID, Incarnation: e.Incarnation})
+			// The pool numbers publishers from 0 up, so these ids are free.
+			w, err := a.index.Open(kvindex.Publisher{ID: ^kvindex.PublisherID(e.ID), Endpoint: e.ID, Incarnation: e.Incarnation})
 			if err != nil {
 				a.next = now.Add(time.Second)
 				continue

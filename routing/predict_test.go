@@ -1,8 +1,10 @@
 package routing
 
 import (
+	"context"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -177,4 +179,57 @@ func TestPredict_FollowsTheRequest(t *testing.T) {
 	if len(ix.chains) != 0 {
 		t.Errorf("%d predictions of a request that had ended", len(ix.chains))
 	}
+}
+
+// In a pool where some endpoints have events and some have none, guesses take
+// no id that an event stream may need.
+func TestApproximate_LeavesPublishersTheirIDs(t *testing.T) {
+	specs := engines(3)
+	specs[0].Events, specs[2].Events = "", ""
+	r := fleet(t, specs...)
+	ix, err := kvindex.New(kvindex.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &approximate{index: ix, writers: map[kvindex.EndpointID]*kvindex.Writer{}}
+	snap := r.pool.Snapshot()
+	a.follow(snap, now)
+	if len(a.writers) != 2 {
+		t.Errorf("%d endpoints without events have a writer, want 2", len(a.writers))
+	}
+	for _, e := range snap.Endpoints {
+		for _, p := range e.Publishers {
+			w, err := ix.Open(p.Publisher)
+			if err != nil {
+				t.Fatalf("the event stream of %s: %v", e.Name, err)
+			}
+			w.Close()
+		}
+	}
+	for _, w := range a.writers {
+		w.Close()
+	}
+}
+
+// While Run follows the pool, a decision does no work for endpoints that come
+// and go.
+func TestApproximate_IsFollowedByRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		specs := engines(1)
+		specs[0].Events = ""
+		r := fleet(t, specs...)
+		ix := newPredictions(t)
+		r.approximate = &approximate{index: ix, writers: map[kvindex.EndpointID]*kvindex.Writer{}}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		synctest.Wait()
+		if len(r.approximate.writers) != 1 || !r.approximate.attended.Load() {
+			t.Errorf("%d writers; want that of the endpoint, opened by Run", len(r.approximate.writers))
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -11,10 +11,6 @@ import (
 	"github.com/warmpath/warmpath/routing/pool"
 )
 
-// annotationConfig is the annotation in which AIBrix keeps a model's routing
-// configuration (AIBrix docs, "Routing configuration profiles").
-const annotationConfig = "model.aibrix.ai/config"
-
 // profile is a named choice of strategy. Its strategy is nil if it does not
 // say.
 type profile struct {
@@ -55,11 +51,8 @@ func (st *settings) annotations(snap *pool.Snapshot, log *slog.Logger) *annotate
 		return a
 	}
 	a := &annotatedProfiles{snap: snap, models: map[string]*profileSet{}}
-	for _, e := range snap.Endpoints {
-		text := e.Annotations[annotationConfig]
-		if text == "" {
-			continue
-		}
+	for _, e := range snap.Profiled {
+		text := e.Annotations[pool.AnnotationProfiles]
 		base := ""
 		if len(e.Models) > 0 {
 			base = e.Models[0]
@@ -69,7 +62,7 @@ func (st *settings) annotations(snap *pool.Snapshot, log *slog.Logger) *annotate
 		}
 		set, err := readAnnotation(st.table, text)
 		if err != nil {
-			log.Error("an endpoint's annotation is not valid and is ignored", "endpoint", e.Name, "annotation", annotationConfig, "err", err)
+			log.Error("an endpoint's annotation is not valid and is ignored", "endpoint", e.Name, "annotation", pool.AnnotationProfiles, "err", err)
 			continue
 		}
 		a.models[base] = set

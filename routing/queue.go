@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -206,14 +207,26 @@ func (r *Router) leave(w *waiter) {
 const recheck = time.Second
 
 // Run resolves the promises of requests that wait in line, as endpoints get
-// room or deadlines pass, until ctx ends. Requests that wait then are left to
-// their deadlines. It returns nil.
+// room or deadlines pass, and keeps guesses for endpoints as they come and go,
+// until ctx ends. Requests that wait then are left to their deadlines. It
+// returns nil.
 func (r *Router) Run(ctx context.Context) error {
 	timer := time.NewTimer(recheck)
 	defer timer.Stop()
+	if r.approximate != nil {
+		r.approximate.attended.Store(true)
+		defer r.approximate.attended.Store(false)
+	}
 	for {
-		superseded := r.pool.Snapshot().Superseded()
-		if next := r.dispatch(time.Now()); next > 0 {
+		snap := r.pool.Snapshot()
+		superseded := snap.Superseded()
+		now := time.Now()
+		next := r.dispatch(now)
+		if r.approximate != nil {
+			r.approximate.follow(snap, now)
+			next = cmp.Or(min(next, approximateEvery), approximateEvery)
+		}
+		if next > 0 {
 			timer.Reset(next)
 		} else {
 			timer.Stop()

@@ -191,7 +191,7 @@ func (r *Router) prospect(ctx context.Context, st *settings, req *Request, sc *s
 	}
 	sc.chain, sc.chains = sc.chain[:0], sc.chains[:0]
 	if p.matches {
-		if r.approximate != nil {
+		if r.approximate != nil && !r.approximate.attended.Load() {
 			r.approximate.follow(snap, req.Arrived)
 		}
 		p.reason, p.promptTokens, p.tokens = r.match(ctx, req, sc, scope, model.Endpoints)

@@ -80,7 +80,7 @@ func (p *Pool) record(m *member, err error) {
 	}
 	if m.health != health {
 		if err != nil {
-			p.log.Warn("endpoint does not answer its health probe; it gets no requests until it does", "endpoint", m.spec.Name, "address", m.spec.Address, "err", err)
+			p.log.Log(context.Background(), probeLevel(m), "endpoint does not answer its health probe; it gets no requests until it does", "endpoint", m.spec.Name, "address", m.spec.Address, "err", err)
 		} else {
 			p.log.Info("endpoint is ready", "endpoint", m.spec.Name, "address", m.spec.Address)
 		}

@@ -153,8 +153,12 @@ func (m *Model) add(e *Endpoint) {
 // Snapshot is the pool at one instant. It is immutable but for what it remembers
 // of its endpoints' block sizes.
 type Snapshot struct {
-	// Endpoints are all endpoints, in the source's order.
+	// Endpoints are all endpoints, in the order in which they were listed. Those
+	// that did not change are shared with the snapshot before.
 	Endpoints []*Endpoint
+	// Profiled are those whose annotation AnnotationProfiles has to be read: one
+	// of each base model and text, in the order of Endpoints.
+	Profiled []*Endpoint
 
 	byID       map[kvindex.EndpointID]*Endpoint
 	byAddress  map[string]*Endpoint
@@ -195,6 +199,10 @@ func (s *Snapshot) ByAddress(addr string) *Endpoint { return s.byAddress[addr] }
 // newer snapshot.
 func (s *Snapshot) Superseded() <-chan struct{} { return s.superseded }
 
+// AnnotationProfiles is AIBrix's annotation with the routing profiles of a
+// model (AIBrix documentation, "Config Profiles").
+const AnnotationProfiles = "model.aibrix.ai/config"
+
 // newSnapshot returns a snapshot of endpoints whose states count in changed the
 // block sizes that become known.
 func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64) *Snapshot {
@@ -207,7 +215,19 @@ func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64) *Snapshot {
 		superseded: make(chan struct{}),
 		changed:    changed,
 	}
+	type profile struct{ base, text string }
+	profiled := map[profile]bool{}
 	for _, e := range endpoints {
+		if text := e.Annotations[AnnotationProfiles]; text != "" {
+			p := profile{text: text}
+			if len(e.Models) > 0 {
+				p.base = e.Models[0]
+			}
+			if !profiled[p] {
+				profiled[p] = true
+				s.Profiled = append(s.Profiled, e)
+			}
+		}
 		s.byID[e.ID] = e
 		s.byAddress[e.Address] = e
 		s.complete = s.complete && e.modelsKnown
@@ -221,6 +241,9 @@ func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64) *Snapshot {
 		for _, name := range e.Adapters {
 			s.serve(e, name, base, name)
 		}
+	}
+	for _, m := range s.models {
+		m.BlockSizes() // here, so that no request looks at every endpoint
 	}
 	return s
 }
