@@ -31,6 +31,9 @@ required = $(shell sed -n 's,^require $(1) \(v[^ ]*\).*,\1,p' $(CONFORMANCE)/too
 KUBE_APISERVER ?= $(CURDIR)/.venv/kube-apiserver-$(call required,k8s.io/kubernetes,apiserver)
 ETCD ?= $(CURDIR)/.venv/etcd-$(call required,go.etcd.io/etcd/server/v3,etcd)
 
+# The Envoy Gateway of its tests and demo. ENVOY_GATEWAY=/path uses yours instead.
+ENVOY_GATEWAY ?= $(CURDIR)/.venv/envoy-gateway-$(call required,github.com/envoyproxy/gateway,gateway)
+
 # The modules that have Go code of ours.
 MODULES := . $(CONFORMANCE) deploy/render
 
@@ -149,6 +152,18 @@ $(ETCD): .ci/build-tool $(CONFORMANCE)/tools/etcd/go.mod
 else
 $(ETCD):
 	@echo 'ETCD=$(ETCD): no such file; give the path of an etcd binary' >&2; exit 1
+endif
+
+.PHONY: gateway
+gateway: $(ENVOY_GATEWAY) ## build Envoy Gateway below .venv, unless ENVOY_GATEWAY=/path is given
+	@echo 'Envoy Gateway: $(ENVOY_GATEWAY)'
+
+ifeq ($(origin ENVOY_GATEWAY),file)
+$(ENVOY_GATEWAY): .ci/build-tool $(CONFORMANCE)/tools/gateway/go.mod
+	GO='$(GO)' .ci/build-tool $(CONFORMANCE)/tools/gateway github.com/envoyproxy/gateway/cmd/envoy-gateway '$@' ENVOY_GATEWAY
+else
+$(ENVOY_GATEWAY):
+	@echo 'ENVOY_GATEWAY=$(ENVOY_GATEWAY): no such file; give the path of an envoy-gateway binary' >&2; exit 1
 endif
 
 .PHONY: clean
