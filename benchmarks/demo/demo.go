@@ -76,12 +76,22 @@ func Run(ctx context.Context, args []string, out *os.File) (err error) {
 	fs.StringVar(&cfg.Warmpath, "warmpath", "bin/warmpath", "the warmpath `program`")
 	fs.StringVar(&cfg.Enginesim, "enginesim", "bin/enginesim", "the enginesim `program`")
 	fs.StringVar(&cfg.Envoy, "envoy", "envoy", "the Envoy `program`")
+	var gateway stack.Gateway
+	fs.StringVar(&gateway.Program, "envoy-gateway", "", "the Envoy Gateway `program`, to run Envoy with its configuration; empty: Envoy has the one of warmpath envoy-config")
+	fs.Func("manifest", "`file` that attaches warmpath to Envoy Gateway; may be repeated", func(file string) error {
+		gateway.Manifests = append(gateway.Manifests, file)
+		return nil
+	})
 	keep := fs.Bool("keep", false, "leave everything running afterwards, until Ctrl-C")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	what := "Envoy"
+	if gateway.Program != "" {
+		what, cfg.Gateway = "Envoy Gateway with its Envoy", &gateway
 	}
 	cfg.Dir, err = os.MkdirTemp("", "warmpath-demo-")
 	if err != nil {
@@ -100,7 +110,7 @@ func Run(ctx context.Context, args []string, out *os.File) (err error) {
 
 	cfg.RouterArgs = []string{"--extproc.drain_delay=0s"} // nobody is left to notice
 
-	fmt.Fprintln(out, "Starting three engines, warmpath and Envoy …")
+	fmt.Fprintf(out, "Starting three engines, warmpath and %s …\n", what)
 	began := time.Now()
 	s, err := stack.Start(ctx, cfg)
 	defer s.Stop()

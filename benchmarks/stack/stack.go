@@ -40,6 +40,9 @@ type Config struct {
 	Extra string
 	// Health is the interval of the pool's health probes; 0: the default.
 	Health time.Duration
+	// Gateway, if it is not nil, runs Envoy; otherwise Envoy runs with the
+	// bootstrap that warmpath writes.
+	Gateway *Gateway
 }
 
 // model returns the model of an engine.
@@ -63,8 +66,10 @@ type Engine struct {
 type Stack struct {
 	cfg     Config
 	Engines []*Engine
-	// Router is the warmpath process, Envoy the proxy.
+	// Router is the warmpath process, Envoy the proxy, nil if Envoy Gateway runs
+	// it.
 	Router, Envoy *Process
+	gateway       *gateway
 	// URL is Envoy's base URL, Admin that of warmpath, EnvoyAdmin that of
 	// Envoy's own administration.
 	URL, Admin, EnvoyAdmin string
@@ -93,6 +98,9 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	}
 	if err := s.StartRouter(ctx); err != nil {
 		return s, err
+	}
+	if cfg.Gateway != nil {
+		return s, s.startGateway(ctx, addrs[0], addrs[3])
 	}
 	return s, s.startEnvoy(ctx)
 }
@@ -185,6 +193,9 @@ func (s *Stack) startEnvoy(ctx context.Context) error {
 
 // Stop ends every process, Envoy first.
 func (s *Stack) Stop() {
+	if s.gateway != nil {
+		s.gateway.stop()
+	}
 	for _, p := range []*Process{s.Envoy, s.Router} {
 		if p != nil {
 			p.Stop()
