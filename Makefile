@@ -77,7 +77,7 @@ test-deploy: apiserver ## test discovery against a real Kubernetes API server, b
 .PHONY: test-chart
 test-chart: export WARMPATH_TEST_ENVOY := $(ENVOY)
 test-chart: envoy ## test the Helm chart, the manifests, the Dockerfile and the pages of deploy
-	$(GO) -C deploy/render test -shuffle=on -timeout 10m ./...
+	$(GO) -C deploy/render test -count=1 -shuffle=on -timeout 10m ./...
 
 .PHONY: manifests
 manifests: ## write deploy/manifests from deploy/chart

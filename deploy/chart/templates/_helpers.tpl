@@ -12,8 +12,8 @@
 {{- end -}}
 
 {{- define "warmpath.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "warmpath.labels" -}}
@@ -102,6 +102,46 @@ Envoy routes by them.
 - x-warmpath-tokens
 {{- end -}}
 
+{{- /* How the router finds engines. */ -}}
+{{- define "warmpath.discovery" -}}
+{{- if eq .Values.attach "inference-pool" }}inference-pool{{ else }}{{ .Values.engines.discovery }}{{ end -}}
+{{- end -}}
+
+{{- /* Namespaces that discovery looks at, as YAML. */ -}}
+{{- define "warmpath.watchedNamespaces" -}}
+{{- if eq (include "warmpath.discovery" .) "pods" -}}
+{{- include "warmpath.engineNamespaces" . -}}
+{{- else -}}
+{{- list .Release.Namespace | toYaml -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What Kubernetes discovery is told. */ -}}
+{{- define "warmpath.kubernetes" -}}
+{{- $d := include "warmpath.discovery" . -}}
+{{- if eq $d "pods" -}}
+{{- if gt (len .Values.engines.ports) 1 -}}
+{{- fail "engines.ports: several, and engines.discovery pods takes one port of each pod; set engines.discovery: service" -}}
+{{- end -}}
+{{- $terms := list -}}
+{{- range $k, $v := .Values.engines.selector -}}{{- $terms = append $terms (printf "%s=%s" $k $v) -}}{{- end -}}
+namespaces: {{ include "warmpath.engineNamespaces" . | nindent 2 }}
+pod_selector: {{ join "," $terms | quote }}
+{{- else if eq $d "service" -}}
+namespaces: [{{ .Release.Namespace | quote }}]
+services:
+{{- range .Values.engines.ports }}
+  - {{ printf "%s:%d" (include "warmpath.enginesService" $) (int .) | quote }}
+{{- end }}
+{{- else -}}
+namespaces: [{{ .Release.Namespace | quote }}]
+inference_pools: [{{ include "warmpath.fullname" . | quote }}]
+{{- end }}
+port: {{ first .Values.engines.ports | int }}
+events_port: {{ .Values.engines.events.port | int }}
+replay_port: {{ .Values.engines.events.replayPort | int }}
+{{- end -}}
+
 {{- /*
 The configuration file. What the chart knows from other values is put over
 .Values.config, whose schema does not allow those keys.
@@ -114,13 +154,17 @@ The configuration file. What the chart knows from other values is put over
 {{- with .Values.tls.clientCASecret -}}
 {{- $_ := set $extproc.tls "client_ca" "/etc/warmpath/client-ca/ca.crt" -}}
 {{- end -}}
-{{- $own := dict
-  "extproc" $extproc
-  "admin" (dict "listen" (printf "%s:9090" .Values.listenAddress))
-  "pool" (dict "health" (dict "path" .Values.engines.healthPath))
--}}
+{{- if eq .Values.attach "original-dst" -}}
+{{- $_ := set $extproc "clear_route_cache" true -}}
+{{- end -}}
+{{- $pool := dict "health" (dict "path" .Values.engines.healthPath) -}}
+{{- if ne (include "warmpath.discovery" .) "none" -}}
+{{- $_ := set $pool "kubernetes" (include "warmpath.kubernetes" . | fromYaml) -}}
+{{- end -}}
+{{- $own := dict "extproc" $extproc "pool" $pool "admin" (dict "listen" (printf "%s:9090" .Values.listenAddress)) -}}
 {{- if include "warmpath.policies" . -}}
 {{- $_ := set $own "envoy" (dict "message_timeout" .Values.policy.messageTimeout) -}}
+{{- $_ := set $own "routing" (dict "fallbacks" (.Values.policy.retries | int)) -}}
 {{- end -}}
 {{- if eq .Values.attach "standalone" -}}
 {{- $names := list -}}
@@ -129,13 +173,24 @@ The configuration file. What the chart knows from other values is put over
 {{- end -}}
 {{- $_ := set $own "envoy" (dict "listen" (printf "%s:8080" .Values.listenAddress) "admin" "127.0.0.1:9901" "engines" $names) -}}
 {{- end -}}
-{{- if eq .Values.attach "original-dst" -}}
-{{- $_ := set $extproc "clear_route_cache" true -}}
-{{- end -}}
 {{- with .Values.seed.existingSecret -}}
 {{- $_ := set $own "index" (dict "seed_file" "/etc/warmpath/seed/seed") -}}
 {{- end -}}
 {{- mergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
+{{- end -}}
+
+{{- /* Ports of KV events and of their replay, of every rank, as a YAML list. */ -}}
+{{- define "warmpath.eventPorts" -}}
+{{- $ports := list -}}
+{{- $e := .Values.engines.events -}}
+{{- range $rank := until (int $e.ranks) -}}
+{{- $ports = append $ports (add $e.port $rank | int) -}}
+{{- if $e.replayPort -}}{{- $ports = append $ports (add $e.replayPort $rank | int) -}}{{- end -}}
+{{- end -}}
+{{- if ne (len $ports) (len ($ports | uniq)) -}}
+{{- fail (printf "engines.events.ranks: %d ranks at port %d and up overlap replay at port %d and up; move engines.events.replayPort" (int $e.ranks) (int $e.port) (int $e.replayPort)) -}}
+{{- end -}}
+{{- $ports | toYaml -}}
 {{- end -}}
 
 {{- /* The ranges of ports without those of the list, as a YAML list of {from, to}. */ -}}
