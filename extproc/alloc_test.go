@@ -34,11 +34,10 @@ func TestCodec_Allocations(t *testing.T) {
 	}
 }
 
-// A whole request costs nine allocations besides those of the router's own
-// decision, whatever its size: the stream, its head's texts, the body, the
-// model, the ids, the promise and its channel, the resolution, and the text
-// that names several endpoints. With a real router and a short prompt they are
-// fewer than twenty.
+// A whole request costs seven allocations besides those of the router's own
+// decision, whatever its size: the stream, its head's texts, the model, the
+// promise and its channel, the resolution, and the text that names several
+// endpoints. With a real router and a short prompt they are ten at most.
 func TestRequest_Allocations(t *testing.T) {
 	// A collection empties pools, which are then filled again.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
@@ -49,16 +48,16 @@ func TestRequest_Allocations(t *testing.T) {
 		c.SetTarget(routing.Target{Endpoints: endpoints, Strategy: "first", Reason: routing.ReasonLoad})
 	})
 	router := newRouter(t, p)
-	cfg, m, x := DefaultConfig(), newMetrics(prometheus.NewRegistry()), new(mailbox)
+	cfg, m, x := DefaultConfig(), newMetrics(prometheus.NewRegistry()), &mailbox{memories: new(memories)}
 	for _, tc := range []struct {
 		name   string
 		router Router
 		ids    int
 		most   float64
 	}{
-		{"a decided request", decided, 100, 9},
-		{"a long one", decided, 20_000, 9},
-		{"a real router", router, 100, 19},
+		{"a decided request", decided, 100, 7},
+		{"a long one", decided, 20_000, 7},
+		{"a real router", router, 100, 10},
 	} {
 		messages := wire(requestMessages(t, idsBody(tc.ids), "/v1/completions"))
 		if n := testing.AllocsPerRun(100, func() { request(t, messages, &cfg, m, p, tc.router, x) }); n > tc.most {

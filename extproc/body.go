@@ -87,8 +87,11 @@ func badRequest(param, format string, args ...any) *routing.Error {
 // truncated says that body is the beginning of a longer one: then what has not
 // arrived is taken as absent. If the prompt has arrived, it is dropped: tools
 // and options that change its beginning may have followed.
-func parseJSON(kind api, body []byte, truncated bool) (document, *routing.Error) {
-	s := scanner{src: body}
+//
+// The ids of a prompt that is an array of them are kept in ids, unless that is
+// nil.
+func parseJSON(kind api, body []byte, ids *[]kvindex.TokenID, truncated bool) (document, *routing.Error) {
+	s := scanner{src: body, ids: ids}
 	s.space()
 	if s.peek() != '{' {
 		return document{}, notAnObject(&s)
@@ -285,7 +288,7 @@ func textParts(s *scanner) bool {
 // ids, or an array with exactly one of these. Several prompts are no prompt:
 // each would match different blocks.
 func readPrompt(p *routing.Prompt, s *scanner) *routing.Error {
-	p.Kind, p.Text, p.Tokens = routing.PromptNone, "", nil
+	p.Kind, p.Text, p.TextJSON, p.Tokens = routing.PromptNone, "", nil, nil
 	if tokens := s.tokens(); tokens != nil {
 		p.Kind, p.Tokens = routing.PromptTokens, tokens
 		return nil
@@ -296,7 +299,7 @@ func readPrompt(p *routing.Prompt, s *scanner) *routing.Error {
 	}
 	switch raw[0] {
 	case '"':
-		p.Kind, p.Text = routing.PromptText, unquote(raw)
+		p.Kind, p.Text, p.TextJSON = routing.PromptText, unquote(raw), raw
 		return nil
 	case 'n':
 		return nil
@@ -326,7 +329,7 @@ func readPromptArray(p *routing.Prompt, raw []byte) *routing.Error {
 		return nil
 	}
 	if first == '"' {
-		p.Kind, p.Text = routing.PromptText, unquote(element)
+		p.Kind, p.Text, p.TextJSON = routing.PromptText, unquote(element), element
 		return nil
 	}
 	tokens, err := readTokens(element)

@@ -32,11 +32,11 @@ func TestParseJSON(t *testing.T) {
 		{name: "a later null counts too", kind: apiModel, body: `{"model":"a","model":null}`, fault: "model: the request names no model"},
 		{
 			name: "text", kind: apiCompletion, body: `{"model":"m","prompt":"a\nb","add_special_tokens":false,"cache_salt":"s"}`,
-			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "a\nb", AddSpecialTokens: ptr(false), Salt: "s"}},
+			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "a\nb", TextJSON: []byte(`"a\nb"`), AddSpecialTokens: ptr(false), Salt: "s"}},
 		},
 		{
 			name: "one text in an array", kind: apiCompletion, body: `{"model":"m","prompt":["ab"]}`,
-			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "ab"}},
+			want: document{model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "ab", TextJSON: []byte(`"ab"`)}},
 		},
 		{
 			name: "tokens", kind: apiCompletion, body: `{"model":"m","prompt":[0, 1 ,4294967295]}`,
@@ -90,7 +90,7 @@ func TestParseJSON(t *testing.T) {
 		{name: "cut in the model", kind: apiCompletion, cut: true, body: `{"prompt":"ab","model":"m`},
 		{name: "cut behind the messages", kind: apiChat, cut: true, body: `{"model":"m","messages":[],"too`, want: document{model: "m"}},
 		{name: "not cut, though it could be", kind: apiCompletion, cut: true, body: `{"model":"m","prompt":"ab"}`, want: document{
-			model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "ab"},
+			model: "m", prompt: routing.Prompt{Kind: routing.PromptText, Text: "ab", TextJSON: []byte(`"ab"`)},
 		}},
 		{name: "cut before anything", kind: apiCompletion, cut: true, body: `{`},
 		{name: "whole, though it could be cut", kind: apiCompletion, cut: true, body: `{"a":1}`, fault: "model: the request names no model"},
@@ -115,7 +115,7 @@ func TestParseJSON(t *testing.T) {
 		{name: "nested too deep", kind: apiModel, body: `{"model":"m","x":` + strings.Repeat("[", 100_000), fault: "more than 512 nested values"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := parseJSON(tc.kind, []byte(tc.body), tc.cut)
+			got, err := parseJSON(tc.kind, []byte(tc.body), nil, tc.cut)
 			if tc.fault != "" {
 				if err == nil {
 					t.Fatalf("no error, but %+v", got)
@@ -183,7 +183,7 @@ func TestParseJSON_Options(t *testing.T) {
 		{"another API", `{"model":"m","truncate_prompt_tokens":1}`, apiModel, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := parseJSON(tc.kind, []byte(tc.body), false)
+			got, err := parseJSON(tc.kind, []byte(tc.body), nil, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -204,7 +204,7 @@ func members(body []byte) (map[string]json.RawMessage, error) {
 // checkAgainstModel compares parseJSON of a completion with encoding/json.
 func checkAgainstModel(t rapid.TB, body []byte) {
 	t.Helper()
-	got, err := parseJSON(apiCompletion, body, false)
+	got, err := parseJSON(apiCompletion, body, nil, false)
 	m, bad := members(body)
 	if strings.Count(string(body), "[")+strings.Count(string(body), "{") > maxDepth {
 		return // may nest too deep for us
@@ -314,7 +314,7 @@ func FuzzParseJSON(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte, cut bool) {
 		before := string(body)
 		for _, kind := range []api{apiModel, apiCompletion, apiChat} {
-			d, err := parseJSON(kind, body, cut)
+			d, err := parseJSON(kind, body, nil, cut)
 			if err != nil && (d.model != "" || d.prompt.Kind != routing.PromptNone) {
 				t.Errorf("an error together with %+v", d)
 			}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -20,6 +21,9 @@ type Config struct {
 	// MaxBodyBytes bounds a request's body, also after unpacking; a larger one
 	// is answered with 413. Envoy's own buffer limit must not be larger.
 	MaxBodyBytes int `yaml:"max_body_bytes" help:"largest request body, also when unpacked; larger ones get 413; not below Envoy's buffer limit"`
+	// ConcurrentBodyBytes bounds the bytes of large bodies that are received and
+	// decided on at a time; others wait in Envoy, for a short time.
+	ConcurrentBodyBytes int `yaml:"concurrent_body_bytes" help:"bytes of request bodies above 64 KiB that are received and decided on at a time; more wait for their turn in Envoy, for a tenth of a second at most; 0 is 2 MiB for each processor"`
 	// ResponseHeaders adds x-warmpath-* headers to answers, which say what was
 	// decided and why.
 	ResponseHeaders bool `yaml:"response_headers" help:"add x-warmpath-* headers to answers: endpoint, strategy, matched tokens, reason"`
@@ -53,6 +57,14 @@ func DefaultConfig() Config {
 	}
 }
 
+// concurrentBodyBytes is ConcurrentBodyBytes, or its default.
+func (c Config) concurrentBodyBytes() int64 {
+	if c.ConcurrentBodyBytes > 0 {
+		return int64(c.ConcurrentBodyBytes)
+	}
+	return int64(bytesPerProcessor * runtime.GOMAXPROCS(0))
+}
+
 // maxBody keeps a message, which has the body and its framing, below the
 // 2 GiB that gRPC can carry.
 const maxBody = 1 << 30
@@ -74,6 +86,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxBodyBytes <= 0 || c.MaxBodyBytes > maxBody {
 		errs = append(errs, fmt.Errorf("max_body_bytes: %d is out of range; use 1 to %d", c.MaxBodyBytes, maxBody))
+	}
+	if c.ConcurrentBodyBytes < 0 {
+		errs = append(errs, fmt.Errorf("concurrent_body_bytes: %d is negative; use for example 8388608, or 0 for the default", c.ConcurrentBodyBytes))
 	}
 	if !(c.SampleResponses >= 0 && c.SampleResponses <= 1) {
 		errs = append(errs, fmt.Errorf("sample_responses: %v is out of range; use 0 to 1", c.SampleResponses))

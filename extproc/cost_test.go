@@ -47,7 +47,7 @@ func TestParseJSON_Allocations(t *testing.T) {
 	for _, size := range []int{4 << 10, 1 << 20} {
 		body := chatBody(t, size)
 		n := testing.AllocsPerRun(20, func() {
-			d, err := parseJSON(apiChat, body, false)
+			d, err := parseJSON(apiChat, body, nil, false)
 			if err != nil || d.model != "demo" || d.prompt.Kind != routing.PromptChat {
 				t.Fatalf("%+v, %v", d, err)
 			}
@@ -65,7 +65,7 @@ func BenchmarkParseJSON(b *testing.B) {
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := parseJSON(apiChat, body, false); err != nil {
+				if _, err := parseJSON(apiChat, body, nil, false); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -128,6 +128,9 @@ func request(t testing.TB, messages []mem.BufferSlice, cfg *Config, m *metrics, 
 			s.decided(s.promise.Target(s.promise))
 		}
 		x.close()
+		if !s.refers() {
+			x.recycle()
+		}
 		for _, r := range s.take() {
 			r.Free()
 		}
@@ -144,7 +147,7 @@ func BenchmarkRequest(b *testing.B) {
 	for _, size := range []int{1 << 10, 10 << 10, 100 << 10} {
 		b.Run(fmt.Sprintf("bytes=%d", size), func(b *testing.B) {
 			cfg, m, p := DefaultConfig(), newMetrics(prometheus.NewRegistry()), newPool(b, 2)
-			messages, x, route := wire(requestMessages(b, chatBody(b, size), "/v1/chat/completions")), new(mailbox), toFirst(p)
+			messages, x, route := wire(requestMessages(b, chatBody(b, size), "/v1/chat/completions")), &mailbox{memories: new(memories)}, toFirst(p)
 			b.ReportAllocs()
 			for b.Loop() {
 				request(b, messages, &cfg, m, p, route, x)

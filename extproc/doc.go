@@ -58,6 +58,13 @@
 // the generated API in everything; tests compare them. A message that breaks
 // its encoding ends the stream, without an error.
 //
+// # Memory
+//
+// A body is copied once, out of gRPC's frames, into memory that is used again
+// when the request is decided. What is read of it borrows it until then. In
+// mode BUFFERED, large bodies are received in turns (turns.go), because many at
+// a time are not read faster and Envoy has them in its own buffers anyway.
+//
 // # Promises
 //
 //   - No stream ends with an error status, so that a router that is restarted,

@@ -8,6 +8,7 @@ import (
 	"mime"
 	"mime/multipart"
 
+	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
 )
 
@@ -19,7 +20,8 @@ func tooLarge(limit int) *routing.Error {
 
 // readBody reads a body of any kind but apiOther. limit bounds what a
 // compressed body may unpack to. The body goes to the engine as it came.
-func readBody(kind api, h head, body []byte, truncated bool, limit int) (document, *routing.Error) {
+// Token ids are kept in ids, unless that is nil.
+func readBody(kind api, h head, body []byte, ids *[]kvindex.TokenID, truncated bool, limit int) (document, *routing.Error) {
 	switch h.encoding {
 	case "", "identity":
 	case "gzip", "x-gzip":
@@ -36,7 +38,7 @@ func readBody(kind api, h head, body []byte, truncated bool, limit int) (documen
 	if kind == apiForm {
 		return parseForm(h.contentType, body, truncated)
 	}
-	return parseJSON(kind, body, truncated)
+	return parseJSON(kind, body, ids, truncated)
 }
 
 // gunzip unpacks at most limit bytes.

@@ -47,7 +47,7 @@ func TestReadBody_Encodings(t *testing.T) {
 		{name: "two encodings", encoding: "gzip, br", body: packed, reason: routing.ReasonUnsupported},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			d, err := readBody(apiCompletion, head{encoding: tc.encoding}, tc.body, tc.cut, limit)
+			d, err := readBody(apiCompletion, head{encoding: tc.encoding}, tc.body, nil, tc.cut, limit)
 			if tc.reason != routing.ReasonNone {
 				if err == nil || err.Reason != tc.reason {
 					t.Fatalf("error %v, want %s", err, tc.reason)
@@ -107,7 +107,7 @@ func TestReadBody_Forms(t *testing.T) {
 		{name: "other boundary", contentType: "multipart/form-data; boundary=x", body: body, fault: "the request names no model"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			d, err := readBody(apiForm, head{contentType: tc.contentType}, tc.body, tc.cut, 1<<20)
+			d, err := readBody(apiForm, head{contentType: tc.contentType}, tc.body, nil, tc.cut, 1<<20)
 			if tc.fault != "" {
 				if err == nil || !strings.Contains(err.Message, tc.fault) {
 					t.Fatalf("error %v, want %q", err, tc.fault)
@@ -149,7 +149,7 @@ func FuzzReadBody(f *testing.F) {
 	f.Add("application/json", "gzip", []byte("\x1f\x8b\x08\x00"))
 	f.Fuzz(func(t *testing.T, contentType, encoding string, body []byte) {
 		for _, kind := range []api{apiForm, apiChat} {
-			d, err := readBody(kind, head{contentType: contentType, encoding: encoding}, body, false, 1<<16)
+			d, err := readBody(kind, head{contentType: contentType, encoding: encoding}, body, nil, false, 1<<16)
 			if err == nil && d.model == "" {
 				t.Error("neither a model nor an error")
 			}

@@ -3,14 +3,14 @@ package extproc
 import (
 	"bytes"
 	"errors"
-	"strings"
 	"unicode/utf8"
-	"unsafe"
 
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/warmpath/warmpath/kvindex"
 )
 
 // message is what we need of a message from Envoy. Its slices borrow the
@@ -27,6 +27,9 @@ type message struct {
 	headers []header
 	body    []byte
 	eos     bool
+	// ids is memory for the token ids in the body of a request, which lasts as
+	// long as the body; nil if there is none.
+	ids *[]kvindex.TokenID
 	// subset restricts the candidates of a request to these ip:port: nil if
 	// nothing does, not nil but empty if it allows none. It borrows nothing.
 	subset []string
@@ -267,42 +270,66 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 type mailbox struct {
 	received, sent frame
 	message        message
+	// memories lends the memory of what was received, which is nil where the
+	// message borrows gRPC's.
+	memories *memories
+	memory   *memory
 }
 
 // open reads the message that has been received. It is valid until close,
-// except for the body of a request: that belongs to the caller, because what is
-// read of a request borrows it, for longer than gRPC's memory could be held.
+// except for the body of a request, which is valid until the memory is given
+// back: what is read of a request borrows it, for longer than gRPC's memory,
+// which comes in frames with room for others, should be held.
 func (x *mailbox) open() error {
-	var whole []byte
 	data := x.received.data
 	if len(data) == 1 {
-		whole = data[0].ReadOnlyData()
-	} else {
-		whole = flatten(data)
+		if err := x.message.decode(data[0].ReadOnlyData()); err != nil {
+			return err
+		}
+		if x.message.kind == kindRequestBody {
+			x.memory = x.memories.get(len(x.message.body))
+			copy(x.memory.body, x.message.body)
+			x.message.body = x.memory.body
+			x.message.ids = &x.memory.ids
+		}
+		return nil
 	}
-	if err := x.message.decode(whole); err != nil {
+	x.memory = x.memories.get(data.Len())
+	x.memory.fill(data)
+	x.free()
+	if err := x.message.decode(x.memory.body); err != nil {
 		return err
 	}
-	if x.message.kind == kindRequestBody && len(data) == 1 {
-		x.message.body = bytes.Clone(x.message.body)
+	if x.message.kind == kindRequestBody {
+		x.message.ids = &x.memory.ids
 	}
 	return nil
 }
 
-// close gives back what the message borrows.
+// close gives back what the message borrows, except for the body of a request.
 func (x *mailbox) close() {
+	x.free()
+	if x.message.kind != kindRequestBody {
+		x.recycle()
+	}
+}
+
+// free gives gRPC its memory back.
+func (x *mailbox) free() {
 	x.received.data.Free()
 	x.received.data = nil
 }
 
-// flatten returns the bytes of data in one piece. A strings.Builder does not
-// clear the memory first; nobody may write to the result.
-func flatten(data mem.BufferSlice) []byte {
-	var b strings.Builder
-	b.Grow(data.Len())
-	for _, p := range data {
-		b.Write(p.ReadOnlyData())
+// recycle gives back the memory of a request's body, which nothing may refer
+// to any more.
+func (x *mailbox) recycle() {
+	if x.memory != nil {
+		x.memories.put(x.memory)
 	}
-	s := b.String()
-	return unsafe.Slice(unsafe.StringData(s), len(s))
+	x.abandon()
+}
+
+// abandon leaves that memory to those who still refer to it.
+func (x *mailbox) abandon() {
+	x.memory, x.message.body, x.message.ids = nil, nil, nil
 }

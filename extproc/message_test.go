@@ -32,7 +32,7 @@ func receive(t fataler, s *stream, req *extprocv3.ProcessingRequest) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := mailbox{received: frame{mem.BufferSlice{mem.SliceBuffer(raw)}}}
+	x := mailbox{memories: new(memories), received: frame{mem.BufferSlice{mem.SliceBuffer(raw)}}}
 	if err := x.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +302,7 @@ func TestMailbox_Borrows(t *testing.T) {
 		if cut > 0 {
 			data = mem.BufferSlice{mem.SliceBuffer(wire[:cut]), mem.SliceBuffer(wire[cut:])}
 		}
-		x := mailbox{received: frame{data}}
+		x := mailbox{memories: new(memories), received: frame{data}}
 		if err := x.open(); err != nil {
 			t.Fatal(err)
 		}

@@ -75,6 +75,22 @@ const (
 
 var verdictNames = [numVerdicts]string{"compared", "no_prediction", "no_cached_tokens", "no_usage", "cut"}
 
+// wait is how a large body came to its turn, for metrics.
+type wait uint8
+
+const (
+	// turnAtOnce: there was room.
+	turnAtOnce wait = iota
+	// turnWaited: others came first.
+	turnWaited
+	// turnSkipped: it went on without, because it had waited for long enough or
+	// the request had ended.
+	turnSkipped
+	numWaits
+)
+
+var waitNames = [numWaits]string{"at_once", "waited", "skipped"}
+
 type metrics struct {
 	streams  prometheus.Gauge
 	messages [numKinds]prometheus.Counter
@@ -84,6 +100,7 @@ type metrics struct {
 	retried  prometheus.Counter
 	panics   prometheus.Counter
 	ends     [numEnds]prometheus.Counter
+	turns    [numWaits]prometheus.Counter
 
 	samples                   [numVerdicts]prometheus.Counter
 	prompt, predicted, cached *prometheus.CounterVec
@@ -137,6 +154,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}, []string{"end"})
 	for e := range numEnds {
 		m.ends[e] = ends.WithLabelValues(endNames[e])
+	}
+	turns := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "warmpath_extproc_body_turns_total",
+		Help: "Large request bodies, by whether they were received at once, waited for their turn, or went on without one.",
+	}, []string{"result"})
+	for w := range numWaits {
+		m.turns[w] = turns.WithLabelValues(waitNames[w])
 	}
 	messages := f.NewCounterVec(prometheus.CounterOpts{
 		Name: "warmpath_extproc_messages_total",

@@ -26,7 +26,7 @@ func ReadRequest(method, path string, headers http.Header, body []byte, limit in
 	var d document
 	if kind := apiOf(h.method, h.path, h.mediaType); kind != apiOther {
 		var err *routing.Error
-		if d, err = readBody(kind, h, body, false, limit); err != nil {
+		if d, err = readBody(kind, h, body, nil, false, limit); err != nil {
 			return routing.Request{}, err
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"github.com/tidwall/gjson"
+
+	"github.com/warmpath/warmpath/kvindex"
 )
 
 // maxDepth bounds how deep the values of a body may nest. Engines stop far
@@ -22,6 +24,8 @@ type scanner struct {
 	src []byte
 	pos int
 	err *syntaxError
+	// ids is memory for the next array of token ids, nil if there is none.
+	ids *[]kvindex.TokenID
 }
 
 // syntaxError is why a text is not JSON.

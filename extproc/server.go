@@ -53,8 +53,11 @@ type Server struct {
 	metrics   *metrics
 	health    *health.Server
 	sampler   sampler
-	// mailboxes has those that no stream uses.
+	// mailboxes has those that no stream uses, memories the memory of bodies
+	// that no request uses.
 	mailboxes sync.Pool
+	memories  memories
+	turns     *turns
 	// certificates is nil without TLS.
 	certificates *certificates
 	// answers numbers the streams, for the sampler.
@@ -83,9 +86,10 @@ func New(cfg Config, router Router, snapshots Snapshots, log *slog.Logger, reg p
 	s := &Server{
 		cfg: cfg, router: router, snapshots: snapshots,
 		log: log.With("component", "extproc"), metrics: newMetrics(reg), health: health.NewServer(),
-		sampler:   newSampler(cfg.SampleResponses),
-		mailboxes: sync.Pool{New: func() any { return new(mailbox) }},
+		sampler: newSampler(cfg.SampleResponses),
 	}
+	s.mailboxes.New = func() any { return &mailbox{memories: &s.memories} }
+	s.turns = newTurns(cfg.concurrentBodyBytes(), cfg.DecisionTimeout, s.metrics)
 	if cfg.TLS.enabled() {
 		var err error
 		if s.certificates, err = newCertificates(cfg.TLS, s.log); err != nil {
@@ -111,6 +115,8 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	options := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(s.cfg.MaxBodyBytes + framing),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connectionWindow),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protobuf.Name)}),
@@ -246,20 +252,14 @@ func (s *Server) serve(g grpc.ServerStream) {
 	}
 	defer func() { st.end(time.Now(), s.closing.Err() != nil) }()
 	x := s.mailboxes.Get().(*mailbox)
-	defer s.mailboxes.Put(x)
+	defer func() { x.abandon(); s.mailboxes.Put(x) }()
 	for {
-		if g.RecvMsg(&x.received) != nil {
-			return
-		}
-		now := time.Now()
 		before := st.phase
-		decide, err := s.step(&st, x, now)
-		if err != nil {
+		turn := s.turns.next(g.Context(), st.expected())
+		now, ok := s.handle(g, &st, x, turn.waited)
+		turn.done()
+		if !ok {
 			return
-		}
-		if decide {
-			s.router.Route(st.promise)
-			st.decided(s.await(st.promise, now))
 		}
 		for _, r := range st.take() {
 			x.sent.data = r
@@ -271,6 +271,32 @@ func (s *Server) serve(g grpc.ServerStream) {
 			s.metrics.decision.Observe(time.Since(now).Seconds())
 		}
 	}
+}
+
+// handle receives one message, and decides on the request if that is called
+// for. It returns when the message came, and false at the end of the stream.
+// The message may have waited here for some time already.
+func (s *Server) handle(g grpc.ServerStream, st *stream, x *mailbox, waited time.Duration) (now time.Time, ok bool) {
+	if g.RecvMsg(&x.received) != nil {
+		return now, false
+	}
+	now = time.Now()
+	decide, err := s.step(st, x, now)
+	if err != nil {
+		return now, false
+	}
+	settled := true
+	if decide {
+		s.router.Route(st.promise)
+		// Who resolves a promise later may still be reading the prompt.
+		settled = st.promise.HasRouted()
+		st.decided(s.await(st.promise, now.Add(-waited)))
+	}
+	if settled && !st.refers() {
+		x.recycle()
+	}
+	x.abandon()
+	return now, true
 }
 
 // step hands the message that has been received to st.

@@ -7,6 +7,7 @@ import (
 	modev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	"google.golang.org/grpc/mem"
 
+	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
 	"github.com/warmpath/warmpath/routing/pool"
 )
@@ -48,8 +49,8 @@ const (
 // is not safe for concurrent use.
 //
 // A message is borrowed for the call that brings it, except for the body of a
-// request: that is kept uncopied and never written to or used again, so what a
-// request borrows from it stays valid for as long as it is referenced.
+// request: that is kept uncopied, because the prompt borrows it, until the
+// request is decided; for how long after that is what [stream.refers] tells.
 type stream struct {
 	cfg       *Config
 	snapshots Snapshots
@@ -64,10 +65,10 @@ type stream struct {
 	allow                     []string
 	modesKnown                bool
 	requestMode, responseMode modev3.ProcessingMode_BodySendMode
-	// body is what FULL_DUPLEX_STREAMED has brought so far; trailers says that
-	// trailers ended it.
-	body     []byte
-	trailers bool
+	// body is what FULL_DUPLEX_STREAMED has brought so far; whole says that it
+	// is that of one message, trailers that trailers ended it.
+	body            []byte
+	whole, trailers bool
 
 	promise *routing.Context
 	target  routing.Target
@@ -151,6 +152,21 @@ func (s *stream) take() []mem.BufferSlice {
 	return out
 }
 
+// expected is the length of a body that is to come in one message, 0 if there
+// is none or its length is not known.
+func (s *stream) expected() int64 {
+	if s.phase != phaseBody || s.duplex() {
+		return 0
+	}
+	return max(0, s.head.length)
+}
+
+// refers tells whether s, or a reply of it, refers to the body of the last
+// message. It does not where a piece has been copied to those before it.
+func (s *stream) refers() bool {
+	return s.duplex() && (s.phase != phaseBody || s.whole)
+}
+
 func (s *stream) duplex() bool {
 	return s.requestMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED
 }
@@ -222,21 +238,25 @@ func (s *stream) requestBody(m *message, now time.Time) bool {
 		return false
 	case !s.duplex():
 		s.reply = inBody
-		return s.decide(m.body, m.eos, now)
+		return s.decide(m.body, m.ids, m.eos, now)
 	}
 	if len(s.body)+len(m.body) > s.cfg.MaxBodyBytes {
 		return s.refuse(s.tooLarge())
 	}
-	if s.body == nil && m.eos {
-		s.body = m.body
-	} else {
+	switch {
+	case s.body == nil && m.eos:
+		s.body, s.whole = m.body, true
+	case s.body == nil:
+		const most = 1 << 20 // a client's word is not worth more memory
+		s.body = append(make([]byte, 0, max(len(m.body), min(int(s.head.length), most))), m.body...)
+	default:
 		s.body = append(s.body, m.body...)
 	}
 	if !m.eos {
 		return false
 	}
 	s.reply = inDuplex
-	return s.decide(s.body, true, now)
+	return s.decide(s.body, nil, true, now)
 }
 
 func (s *stream) requestTrailers(now time.Time) bool {
@@ -248,15 +268,15 @@ func (s *stream) requestTrailers(now time.Time) bool {
 		return false
 	case s.duplex():
 		s.reply, s.trailers = inDuplex, true
-		return s.decide(s.body, true, now)
+		return s.decide(s.body, nil, true, now)
 	}
 	s.reply = inTrailers
 	return s.route(nil, document{}, now)
 }
 
 // decide reads the body and asks for a decision. complete is false if the body
-// may go on.
-func (s *stream) decide(body []byte, complete bool, now time.Time) bool {
+// may go on; ids is memory for the ids in it, nil if there is none.
+func (s *stream) decide(body []byte, ids *[]kvindex.TokenID, complete bool, now time.Time) bool {
 	if len(body) > s.cfg.MaxBodyBytes {
 		return s.refuse(s.tooLarge())
 	}
@@ -265,7 +285,7 @@ func (s *stream) decide(body []byte, complete bool, now time.Time) bool {
 		return s.route(body, document{}, now)
 	}
 	truncated := !complete && s.requestMode == modev3.ProcessingMode_BUFFERED_PARTIAL
-	d, err := readBody(kind, s.head, body, truncated, s.cfg.MaxBodyBytes)
+	d, err := readBody(kind, s.head, body, ids, truncated, s.cfg.MaxBodyBytes)
 	if err != nil {
 		return s.refuse(err)
 	}

@@ -23,7 +23,7 @@ func (s *scanner) tokens() []kvindex.TokenID {
 		return nil
 	}
 	list := s.src[s.pos+1 : s.pos+end+1] // with the bracket at its end
-	ids := make([]kvindex.TokenID, 0, bytes.Count(list, []byte{','})+1)
+	ids := s.room(bytes.Count(list, []byte{','}) + 1)
 	for p := 0; ; {
 		for isSpace(list[p]) {
 			p++
@@ -47,6 +47,17 @@ func (s *scanner) tokens() []kvindex.TokenID {
 			return nil
 		}
 	}
+}
+
+// room returns memory for n ids.
+func (s *scanner) room(n int) []kvindex.TokenID {
+	if s.ids == nil {
+		return make([]kvindex.TokenID, 0, n)
+	}
+	if cap(*s.ids) < n {
+		*s.ids = make([]kvindex.TokenID, 0, n+n/8)
+	}
+	return (*s.ids)[:0]
 }
 
 func isSpace(c byte) bool { return c <= ' ' && (c == ' ' || c == '\n' || c == '\r' || c == '\t') }

@@ -70,7 +70,7 @@ func idsBody(n int) []byte {
 func TestParseJSON_AllocationsOfIDs(t *testing.T) {
 	body := idsBody(5000)
 	n := testing.AllocsPerRun(20, func() {
-		d, err := parseJSON(apiCompletion, body, false)
+		d, err := parseJSON(apiCompletion, body, nil, false)
 		if err != nil || len(d.prompt.Tokens) != 5000 || cap(d.prompt.Tokens) != 5000 || d.prompt.Tokens[1] > math.MaxInt32 {
 			t.Fatalf("%d ids, %v", len(d.prompt.Tokens), err)
 		}
@@ -85,7 +85,7 @@ func BenchmarkParseJSON_IDs(b *testing.B) {
 	b.SetBytes(int64(len(body)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := parseJSON(apiCompletion, body, false); err != nil {
+		if _, err := parseJSON(apiCompletion, body, nil, false); err != nil {
 			b.Fatal(err)
 		}
 	}

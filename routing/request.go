@@ -26,6 +26,9 @@ type Prompt struct {
 	Kind PromptKind
 	// Text is the prompt of PromptText, decoded.
 	Text string
+	// TextJSON is the same as the client sent it, a JSON string with its quotes;
+	// nil where the prompt does not come from a request's body.
+	TextJSON []byte
 	// Tokens are the ids of PromptTokens.
 	Tokens []kvindex.TokenID
 	// Messages, Tools and TemplateKwargs are the raw JSON values of the fields

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/warmpath/warmpath/kvindex"
 )
@@ -104,7 +105,7 @@ func (a *answerReader) object(dst []kvindex.TokenID) ([]kvindex.TokenID, error) 
 				return dst, errNoTokens
 			}
 			var err error
-			if dst, err = a.ids(dst); err != nil {
+			if dst, err = a.ids(dst, count); err != nil {
 				return dst, err
 			}
 			found = true
@@ -136,8 +137,14 @@ func (a *answerReader) object(dst []kvindex.TokenID) ([]kvindex.TokenID, error) 
 	return dst, nil
 }
 
-// ids reads an array of integers whose opening bracket is consumed.
-func (a *answerReader) ids(dst []kvindex.TokenID) ([]kvindex.TokenID, error) {
+// ids reads an array of integers whose opening bracket is consumed. There are
+// said to be count of them, if that is not negative.
+func (a *answerReader) ids(dst []kvindex.TokenID, count int64) ([]kvindex.TokenID, error) {
+	if count > 0 {
+		// An answer that says more than it has costs no more memory than a pool
+		// keeps.
+		dst = slices.Grow(dst, int(min(count, maxPooledIDs)))
+	}
 	from := len(dst)
 	c := a.nonSpace()
 	if c == ']' {

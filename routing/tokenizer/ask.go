@@ -37,8 +37,8 @@ type idBuffer struct {
 	reader answerReader
 }
 
-// maxPooledIDs is the largest id buffer that is kept.
-const maxPooledIDs = 1 << 18
+// maxPooledIDs is the largest id buffer that is kept: 4 MiB.
+const maxPooledIDs = 1 << 20
 
 func (t *Client) putIDs(b *idBuffer) {
 	if b != nil && cap(b.ids) <= maxPooledIDs {
@@ -83,7 +83,7 @@ func (t *Client) race(ctx context.Context, lanes []*lane, p *payload, hedge bool
 	}
 	t.asked.Add(1)
 	var late <-chan time.Time
-	if d := t.latency.p95(len(p.body)); hedge && d > 0 && next < len(lanes) {
+	if d := t.latency.p95(p.size); hedge && d > 0 && next < len(lanes) {
 		timer := time.NewTimer(max(d, time.Millisecond))
 		defer timer.Stop()
 		late = timer.C
@@ -126,7 +126,7 @@ func (t *Client) attempt(ctx context.Context, l *lane, p *payload) answer {
 	refused := (*refusal)(nil)
 	switch {
 	case err == nil:
-		t.latency.observe(len(p.body), took)
+		t.latency.observe(p.size, took)
 	case errors.As(err, &refused):
 	case errors.Is(err, errNotServed):
 		l.refuses.Store(start.Add(10 * t.cfg.BreakerRest).UnixNano())
@@ -161,7 +161,7 @@ func (t *Client) post(ctx context.Context, l *lane, p *payload) (*idBuffer, erro
 	if err != nil {
 		return nil, err
 	}
-	req.Body, req.ContentLength = p.reader(), int64(len(p.body))
+	req.Body, req.ContentLength = p.reader(), int64(p.size)
 	req.GetBody = func() (io.ReadCloser, error) { return p.reader(), nil }
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := t.client.Do(req)

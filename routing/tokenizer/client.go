@@ -58,7 +58,8 @@ type Client struct {
 	jobBytes atomic.Int64
 	exams    chan *lane
 
-	queries, payloads, ids sync.Pool
+	// copies has memory for payloads that own it.
+	queries, copies, ids sync.Pool
 }
 
 type laneKey struct{ base, model string }
@@ -81,7 +82,7 @@ func New(cfg Config, client *http.Client, log *slog.Logger, reg prometheus.Regis
 	}
 	t.metrics = newMetrics(reg, t)
 	t.queries.New = func() any { return &query{} }
-	t.payloads.New = func() any { return &payload{} }
+	t.copies.New = func() any { return new([]byte) }
 	t.ids.New = func() any { return &idBuffer{} }
 	return t, nil
 }
@@ -271,8 +272,8 @@ func (t *Client) fetch(ctx context.Context, q *query, g *group) (*prompt, *routi
 	case <-ctx.Done():
 		return nil, timedOut(ctx)
 	}
-	body := newPayload(&t.payloads, where, t.cfg.API, q.Request.Model, &q.Request.Prompt)
-	defer body.release()
+	body := newPayload(where, t.cfg.API, q.Request.Model, &q.Request.Prompt)
+	defer body.end()
 	ids, l, err := t.race(ctx, g.lanes, body, true)
 	if err != nil {
 		return nil, t.fault(ctx, err)

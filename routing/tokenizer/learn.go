@@ -75,9 +75,10 @@ func (t *Client) learn(q *query, g *group) {
 		return
 	}
 	j := &job{
-		group: g, body: newPayload(&t.payloads, where, t.cfg.API, q.Request.Model, p), hasher: q.Hasher, sizes: q.BlockSizes,
+		group: g, body: newPayload(where, t.cfg.API, q.Request.Model, p), hasher: q.Hasher, sizes: q.BlockSizes,
 		made: append([]routing.TokenBlocks(nil), q.claim.blocks...), bytes: bytes, text: strings.Clone(p.Text),
 	}
+	j.body.own(&t.copies)
 	q.outline.own(p)
 	// The job takes the outline over, and the query goes on with a new one.
 	j.outline.take(&q.outline)
@@ -98,7 +99,7 @@ func (o *outline) take(other *outline) {
 
 func (t *Client) discard(j *job) {
 	t.jobBytes.Add(-j.bytes)
-	j.body.release()
+	j.body.disown(&t.copies)
 }
 
 // work tokenizes a prompt behind its decision. Decisions that wait go first.
@@ -183,9 +184,9 @@ func (t *Client) examine(ctx context.Context, l *lane) {
 		if !ok {
 			continue
 		}
-		body := newPayload(&t.payloads, where, t.cfg.API, l.model, &p)
+		body := newPayload(where, t.cfg.API, l.model, &p)
 		a := t.attempt(ctx, l, body)
-		body.release()
+		body.end()
 		refused := (*refusal)(nil)
 		switch {
 		case a.err == nil:

@@ -397,11 +397,16 @@ func (m *memory) recordText(ns key, o *outline, i int, at key, ids []kvindex.Tok
 	return refuted
 }
 
-// clip returns a copy of the blocks that begin in the first n tokens.
+// clip returns the blocks that begin in the first n tokens. Fewer than all are
+// copied, which frees the rest; all of them are shared with the prompt, which
+// is as immutable as the fork, and counted for both.
 func clip(blocks []routing.TokenBlocks, n int) []routing.TokenBlocks {
 	out := make([]routing.TokenBlocks, 0, len(blocks))
 	for _, b := range blocks {
-		out = append(out, routing.TokenBlocks{Size: b.Size, Contents: slices.Clone(b.Contents[:min(len(b.Contents)-1, n/b.Size)+1])})
+		if k := n/b.Size + 1; k < len(b.Contents) {
+			b.Contents = slices.Clone(b.Contents[:k])
+		}
+		out = append(out, b)
 	}
 	return out
 }

@@ -1,14 +1,17 @@
 package tokenizer
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -168,17 +171,69 @@ func TestAppendBody_ForwardsWhatShapesThePrompt(t *testing.T) {
 			AddGenerationPrompt: &no, ContinueFinalMessage: &yes, AddSpecialTokens: &yes, Salt: "secret",
 		}}, `{"model":"q\"","messages":[],"tools":[1],"chat_template_kwargs":{"a":1},"add_generation_prompt":false,"continue_final_message":true,"add_special_tokens":true}`},
 		{"text without special tokens", routing.Request{Prompt: routing.Prompt{Kind: routing.PromptText, Text: "a\nb", AddSpecialTokens: &no}}, `{"prompt":"a\nb","add_special_tokens":false}`},
+		{"text as it was sent", routing.Request{Prompt: routing.Prompt{Kind: routing.PromptText, Text: "ä", TextJSON: []byte(`"\u00e4"`)}}, `{"prompt":"\u00e4"}`},
+		{"longer than the memory for what is between", routing.Request{Model: strings.Repeat("m", 500), Prompt: routing.Prompt{
+			Kind: routing.PromptChat, Messages: []byte(`[0]`), Tools: []byte(`[1]`), Options: options,
+		}}, `{"model":"` + strings.Repeat("m", 500) + `","messages":[0],"tools":[1],"chat_template":"{{x}}"}`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := appendBody(nil, apiVLLM, tt.req.Model, &tt.req.Prompt)
-			if string(got) != tt.want {
-				t.Errorf("got  %s\nwant %s", got, tt.want)
-			}
-			if !json.Valid(got) {
-				t.Error("the body is not JSON")
+			l := newPayload("/tokenize", apiVLLM, tt.req.Model, &tt.req.Prompt)
+			copied := newPayload("/tokenize", apiVLLM, tt.req.Model, &tt.req.Prompt)
+			copied.own(&sync.Pool{New: func() any { return new([]byte) }})
+			for name, src := range map[string]io.Reader{
+				"whole": l.reader(), "byte by byte": iotest.OneByteReader(l.reader()), "copied": copied.reader(),
+			} {
+				got, err := io.ReadAll(src)
+				if err != nil || string(got) != tt.want {
+					t.Errorf("%s: %v\ngot  %s\nwant %s", name, err, got, tt.want)
+				}
+				if !json.Valid(got) {
+					t.Errorf("%s: not JSON", name)
+				}
+				if len(got) != l.size || len(got) != copied.size {
+					t.Errorf("%s: %d bytes, announced as %d and %d", name, len(got), l.size, copied.size)
+				}
 			}
 		})
+	}
+}
+
+// A payload that has ended is not read any more: what it borrows may belong to
+// another request by then. The race detector sees who does not wait.
+func TestPayload_EndsItsReaders(t *testing.T) {
+	messages := bytes.Repeat([]byte("0"), 1<<16)
+	l := newPayload("/tokenize", apiVLLM, "m", &routing.Prompt{Kind: routing.PromptChat, Messages: messages})
+	var readers sync.WaitGroup
+	begun := make(chan struct{}, 4)
+	for range cap(begun) {
+		r := l.reader()
+		readers.Go(func() {
+			var all []byte
+			buf := make([]byte, 7)
+			n, err := r.Read(buf)
+			begun <- struct{}{}
+			for ; err == nil; n, err = r.Read(buf) {
+				all = append(all, buf[:n]...)
+			}
+			if bytes.IndexByte(all, 'x') >= 0 {
+				t.Error("read what was written after the end")
+			}
+			if err != io.EOF && err != errEnded {
+				t.Error(err)
+			}
+		})
+	}
+	for range cap(begun) {
+		<-begun
+	}
+	l.end()
+	for i := range messages {
+		messages[i] = 'x'
+	}
+	readers.Wait()
+	if _, err := l.reader().Read(make([]byte, 1)); err != errEnded {
+		t.Errorf("a reader made after the end: %v, want %v", err, errEnded)
 	}
 }
 

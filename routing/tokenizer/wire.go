@@ -3,9 +3,9 @@ package tokenizer
 import (
 	"errors"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/warmpath/warmpath/routing"
@@ -81,53 +81,101 @@ func untold(api string, p *routing.Prompt) string {
 	return ""
 }
 
-// appendBody appends the request for p's tokens: the completion form for text,
+// payload is the body of a request for tokens, in pieces: what it says of the
+// prompt is not copied, because it may be megabytes. It borrows the prompt
+// until end is called, also for the HTTP transport, which may still want to
+// read a body when its request has long been given up. Several attempts may
+// send it at the same time.
+type payload struct {
+	path string
+	// size is the length of all pieces, in bytes.
+	size   int
+	pieces [][]byte
+	// few is memory for pieces, glue what is between the parts of the prompt.
+	few  [8][]byte
+	glue [256]byte
+	// copied is the memory of a payload that borrows nothing.
+	copied *[]byte
+
+	// mu guards ended: end waits for those who read.
+	mu    sync.RWMutex
+	ended bool
+}
+
+// newPayload returns the request for p's tokens: the completion form for text,
 // the chat form for messages.
-func appendBody(dst []byte, api, model string, p *routing.Prompt) []byte {
-	dst = append(dst, '{')
+func newPayload(path, api, model string, p *routing.Prompt) *payload {
+	l := &payload{path: path}
+	l.pieces = l.few[:0]
+	b := builder{payload: l, glue: append(l.glue[:0], '{')}
 	if model != "" {
-		dst = appendQuoted(append(dst, `"model":`...), model)
+		b.glue = appendQuoted(append(b.glue, `"model":`...), model)
 	}
-	if p.Kind == routing.PromptText {
-		dst = appendName(dst, "prompt")
-		dst = appendQuoted(dst, p.Text)
-	} else {
-		dst = appendField(dst, "messages", p.Messages)
-		dst = appendField(dst, "tools", p.Tools)
-		dst = appendField(dst, "chat_template_kwargs", p.TemplateKwargs)
-		dst = appendBool(dst, "add_generation_prompt", p.AddGenerationPrompt)
-		dst = appendBool(dst, "continue_final_message", p.ContinueFinalMessage)
+	switch {
+	case p.Kind != routing.PromptText:
+		b.field("messages", p.Messages)
+		b.field("tools", p.Tools)
+		b.field("chat_template_kwargs", p.TemplateKwargs)
+		b.bool("add_generation_prompt", p.AddGenerationPrompt)
+		b.bool("continue_final_message", p.ContinueFinalMessage)
+	case p.TextJSON != nil:
+		b.field("prompt", p.TextJSON)
+	default:
+		b.name("prompt")
+		b.glue = appendQuoted(b.glue, p.Text)
 	}
-	dst = appendBool(dst, "add_special_tokens", p.AddSpecialTokens)
+	b.bool("add_special_tokens", p.AddSpecialTokens)
 	for i := range p.Options {
 		if o := &p.Options[i]; tell(api, o) == forward {
-			dst = appendField(dst, o.Name, o.Value)
+			b.field(o.Name, o.Value)
 		}
 	}
-	return append(dst, '}')
+	b.glue = append(b.glue, '}')
+	b.cut()
+	return l
 }
 
-func appendName(dst []byte, name string) []byte {
-	if dst[len(dst)-1] != '{' {
-		dst = append(dst, ',')
-	}
-	dst = append(dst, '"')
-	dst = append(dst, name...)
-	return append(dst, '"', ':')
+// builder writes a payload. glue is what has been written since the last
+// piece; as soon as its memory is full, it goes on in new memory, and the
+// pieces keep the old one.
+type builder struct {
+	*payload
+	glue []byte
 }
 
-func appendField(dst []byte, name string, value []byte) []byte {
-	if value == nil {
-		return dst
-	}
-	return append(appendName(dst, name), value...)
+// cut makes a piece of glue.
+func (b *builder) cut() {
+	b.piece(b.glue)
+	b.glue = b.glue[len(b.glue):]
 }
 
-func appendBool(dst []byte, name string, value *bool) []byte {
-	if value == nil {
-		return dst
+func (b *builder) piece(v []byte) {
+	b.pieces = append(b.pieces, v)
+	b.size += len(v)
+}
+
+func (b *builder) name(name string) {
+	if len(b.pieces) > 0 || len(b.glue) > 1 {
+		b.glue = append(b.glue, ',')
 	}
-	return strconv.AppendBool(appendName(dst, name), *value)
+	b.glue = append(b.glue, '"')
+	b.glue = append(b.glue, name...)
+	b.glue = append(b.glue, '"', ':')
+}
+
+func (b *builder) field(name string, value []byte) {
+	if value != nil {
+		b.name(name)
+		b.cut()
+		b.piece(value)
+	}
+}
+
+func (b *builder) bool(name string, value *bool) {
+	if value != nil {
+		b.name(name)
+		b.glue = strconv.AppendBool(b.glue, *value)
+	}
 }
 
 // appendQuoted appends s as a JSON string (RFC 8259, section 7). What is not
@@ -170,77 +218,69 @@ func appendQuoted(dst []byte, s string) []byte {
 	return append(append(dst, s[from:]...), '"')
 }
 
-// payload is a request body that several attempts may send at the same time.
-// Its memory is used again when the last of them has closed it: the HTTP
-// transport may still read a body after the request was given up.
-type payload struct {
-	pool *sync.Pool
-	path string
-	body []byte
-	refs atomic.Int32
+// own has l borrow nothing: its pieces move into memory of its own, from a pool
+// of such memory.
+func (l *payload) own(pool *sync.Pool) {
+	l.copied = pool.Get().(*[]byte)
+	all := slices.Grow((*l.copied)[:0], l.size)
+	for _, piece := range l.pieces {
+		all = append(all, piece...)
+	}
+	*l.copied = all
+	l.few = [len(l.few)][]byte{all}
+	l.pieces = l.few[:1]
 }
 
-// maxPooled is the largest body whose memory is kept.
-const maxPooled = 1 << 20
+// maxPooled is the largest memory of a payload that is kept.
+const maxPooled = 4 << 20
 
-func newPayload(pool *sync.Pool, path, api, model string, p *routing.Prompt) *payload {
-	l := pool.Get().(*payload)
-	l.pool, l.path = pool, path
-	l.refs.Store(1)
-	need := 256 + len(model) + len(p.Text) + len(p.Messages) + len(p.Tools) + len(p.TemplateKwargs)
-	for i := range p.Options {
-		need += len(p.Options[i].Name) + len(p.Options[i].Value) + 4
-	}
-	if cap(l.body) < need {
-		l.body = make([]byte, 0, need)
-	}
-	l.body = appendBody(l.body[:0], api, model, p)
-	return l
-}
-
-// release gives up one reference; newPayload returns the first.
-func (p *payload) release() {
-	if p.refs.Add(-1) == 0 && cap(p.body) <= maxPooled {
-		p.pool.Put(p)
+// disown ends l and gives the memory of own back.
+func (l *payload) disown(pool *sync.Pool) {
+	l.end()
+	if cap(*l.copied) <= maxPooled {
+		pool.Put(l.copied)
 	}
 }
 
-// reader returns the body to send once. The caller holds a reference.
-func (p *payload) reader() io.ReadCloser {
-	p.refs.Add(1)
-	return &payloadReader{payload: p}
+// end has l refer to nothing any more: who still reads it gets an error. Only
+// the first call does anything.
+func (l *payload) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended, l.pieces, l.few = true, nil, [len(l.few)][]byte{}
 }
+
+// reader returns the body to send once.
+func (l *payload) reader() io.ReadCloser { return &payloadReader{payload: l} }
 
 type payloadReader struct {
-	// mu keeps a Close that comes in the middle of a Read from giving the
-	// memory away.
-	mu      sync.Mutex
-	payload *payload
-	pos     int
+	*payload
+	// piece and pos are where to read on.
+	piece, pos int
 }
 
+// errEnded is what late readers get.
+var errEnded = errors.New("the request for tokens has ended")
+
 // Read implements io.Reader.
-func (r *payloadReader) Read(dst []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.payload == nil {
-		return 0, errors.New("read of a closed request body")
+func (r *payloadReader) Read(dst []byte) (n int, err error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.ended {
+		return 0, errEnded
 	}
-	if r.pos == len(r.payload.body) {
+	for r.piece < len(r.pieces) && n < len(dst) {
+		m := copy(dst[n:], r.pieces[r.piece][r.pos:])
+		n, r.pos = n+m, r.pos+m
+		if r.pos == len(r.pieces[r.piece]) {
+			r.piece, r.pos = r.piece+1, 0
+		}
+	}
+	if r.piece == len(r.pieces) && n == 0 {
 		return 0, io.EOF
 	}
-	n := copy(dst, r.payload.body[r.pos:])
-	r.pos += n
 	return n, nil
 }
 
 // Close implements io.Closer.
-func (r *payloadReader) Close() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.payload != nil {
-		r.payload.release()
-		r.payload = nil
-	}
-	return nil
-}
+func (r *payloadReader) Close() error { return nil }

@@ -1,0 +1,6 @@
+//go:build !race
+
+package extproc
+
+// poison: see poison_on.go.
+const poison = false
