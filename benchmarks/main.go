@@ -15,6 +15,7 @@ import (
 	"github.com/warmpath/warmpath/benchmarks/drive"
 	"github.com/warmpath/warmpath/benchmarks/indexops"
 	"github.com/warmpath/warmpath/benchmarks/micro"
+	"github.com/warmpath/warmpath/benchmarks/report"
 	"github.com/warmpath/warmpath/benchmarks/workload"
 )
 
@@ -30,6 +31,8 @@ func commands() []command {
 		{"ops", "write the stream of index operations that micro plays", indexops.Run},
 		{"micro", "measure the prefix index against a naive one, every answer checked", micro.Run},
 		{"gen", "write a workload, or describe one", workload.Run},
+		{"compare", "judge one result of sim beside another", report.Compare},
+		{"report", "draw results of sim", report.Report},
 		{"drive", "load the request path and measure what a request costs", drive.Run},
 	}
 }

@@ -35,6 +35,8 @@ type Cell struct {
 	// Imbalance is the most prefill work that an endpoint computed over the
 	// mean.
 	Imbalance float64 `json:"imbalance"`
+
+	Detail
 }
 
 // Estimate is a mean over seeds with half the width of its 95 % confidence

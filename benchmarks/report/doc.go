@@ -1,0 +1,2 @@
+// Package report compares results of the simulator and draws them.
+package report
