@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 
 	"github.com/warmpath/warmpath/kvindex"
 )
@@ -16,8 +15,24 @@ const maxTokenID = math.MaxInt32
 // maxDepth bounds how deep the values of an answer may nest.
 const maxDepth = 64
 
-// answerBuffer is how much of an answer is read at a time.
-const answerBuffer = 32 << 10
+const (
+	// answerBuffer is how much of an answer is read at a time, in bytes.
+	answerBuffer = 32 << 10
+	// idBatch is how many ids are handed on at a time.
+	idBatch = 2048
+	// mostExpected bounds what an announced number of tokens is worth in memory
+	// before they have come.
+	mostExpected = 1 << 22
+)
+
+// sink takes the ids of an answer.
+type sink interface {
+	// expect says how many ids will come, before the first of them, if the
+	// answer tells.
+	expect(n int)
+	// take takes the next ids, in order; they are lent for the call.
+	take(ids []kvindex.TokenID)
+}
 
 var (
 	errTooLarge = errors.New("the answer is larger than max_response_bytes")
@@ -41,133 +56,145 @@ type answerReader struct {
 	// buf[pos:end] is read and not yet consumed.
 	pos, end int
 	err      error
+	// batch are ids for to, after handed that it has.
+	batch  []kvindex.TokenID
+	handed int
+	to     sink
 }
 
-// read consumes an answer of at most limit bytes and appends its ids to dst.
-func (a *answerReader) read(src io.Reader, limit int64, dst []kvindex.TokenID) ([]kvindex.TokenID, error) {
+// read consumes an answer of at most limit bytes and hands its ids to a sink,
+// also those of an answer that turns out to be wrong later.
+func (a *answerReader) read(src io.Reader, limit int64, to sink) error {
 	if a.buf == nil {
-		a.buf = make([]byte, answerBuffer)
+		a.buf, a.batch = make([]byte, answerBuffer), make([]kvindex.TokenID, 0, idBatch)
 	}
 	a.src, a.left, a.pos, a.end, a.err = src, limit, 0, 0, nil
-	ids, err := a.answer(dst)
-	a.src = nil
+	a.batch, a.handed, a.to = a.batch[:0], 0, to
+	err := a.answer()
+	a.src, a.to = nil, nil
 	if a.err != nil && a.err != io.EOF {
-		return dst, a.err // the reason why the syntax is wrong, too
+		return a.err // the reason why the syntax is wrong, too
 	}
-	return ids, err
+	return err
 }
 
-func (a *answerReader) answer(dst []kvindex.TokenID) ([]kvindex.TokenID, error) {
+// hand passes the batch on.
+func (a *answerReader) hand() {
+	if len(a.batch) > 0 {
+		a.to.take(a.batch)
+		a.handed += len(a.batch)
+		a.batch = a.batch[:0]
+	}
+}
+
+func (a *answerReader) answer() error {
 	c := a.nonSpace()
 	list := c == '['
 	if list {
 		c = a.nonSpace()
 	}
 	if c != '{' {
-		return dst, errNoTokens
+		return errNoTokens
 	}
-	dst, err := a.object(dst)
-	if err != nil {
-		return dst, err
+	if err := a.object(); err != nil {
+		return err
 	}
 	if list && a.nonSpace() != ']' {
-		return dst, errors.New("the answer is a list of several prompts")
+		return errors.New("the answer is a list of several prompts")
 	}
 	if a.nonSpace(); a.err != io.EOF {
-		return dst, errSyntax
+		return errSyntax
 	}
-	return dst, nil
+	return nil
 }
 
 // object reads the members of the answer, whose opening bracket is consumed.
-func (a *answerReader) object(dst []kvindex.TokenID) ([]kvindex.TokenID, error) {
-	from, found, count := len(dst), false, int64(-1)
+func (a *answerReader) object() error {
+	found, count := false, int64(-1)
 	var keyBuf [16]byte
 	c := a.nonSpace()
 	if c == '}' {
-		return dst, errNoTokens
+		return errNoTokens
 	}
 	for {
 		if c != '"' {
-			return dst, errSyntax
+			return errSyntax
 		}
 		key, ok := a.str(keyBuf[:0])
 		if !ok || a.nonSpace() != ':' {
-			return dst, errSyntax
+			return errSyntax
 		}
 		c = a.nonSpace()
 		switch {
 		case string(key) == "tokens" || string(key) == "token_ids":
 			if found {
-				return dst, errors.New("the answer lists tokens twice")
+				return errors.New("the answer lists tokens twice")
 			}
 			if c != '[' {
-				return dst, errNoTokens
+				return errNoTokens
 			}
-			var err error
-			if dst, err = a.ids(dst, count); err != nil {
-				return dst, err
+			if count > 0 {
+				a.to.expect(int(min(count, mostExpected)))
 			}
+			if err := a.ids(); err != nil {
+				return err
+			}
+			a.hand()
 			found = true
 		case string(key) == "count" && c >= '0' && c <= '9':
 			a.pos--
 			if count, ok = a.count(); !ok {
-				return dst, errSyntax
+				return errSyntax
 			}
 		default:
 			if !a.skip(c, 0) {
-				return dst, errSyntax
+				return errSyntax
 			}
 		}
 		if c = a.nonSpace(); c == '}' {
 			break
 		}
 		if c != ',' {
-			return dst, errSyntax
+			return errSyntax
 		}
 		c = a.nonSpace()
 	}
-	n := len(dst) - from
 	switch {
 	case !found:
-		return dst, errNoTokens
-	case count >= 0 && count != int64(n):
-		return dst, fmt.Errorf("the answer counts %d tokens and lists %d", count, n)
+		return errNoTokens
+	case count >= 0 && count != int64(a.handed):
+		return fmt.Errorf("the answer counts %d tokens and lists %d", count, a.handed)
 	}
-	return dst, nil
+	return nil
 }
 
-// ids reads an array of integers whose opening bracket is consumed. There are
-// said to be count of them, if that is not negative.
-func (a *answerReader) ids(dst []kvindex.TokenID, count int64) ([]kvindex.TokenID, error) {
-	if count > 0 {
-		// An answer that says more than it has costs no more memory than a pool
-		// keeps.
-		dst = slices.Grow(dst, int(min(count, maxPooledIDs)))
-	}
-	from := len(dst)
+// ids reads an array of integers whose opening bracket is consumed.
+func (a *answerReader) ids() error {
 	c := a.nonSpace()
 	if c == ']' {
-		return dst, nil
+		return nil
 	}
 	for {
 		if c < '0' || c > '9' {
-			return dst, fmt.Errorf("token %d is not a non-negative integer", len(dst)-from)
+			return fmt.Errorf("token %d is not a non-negative integer", a.handed+len(a.batch))
 		}
 		first, id := c, uint64(c-'0')
 		for {
 			if a.pos == a.end && !a.fill() {
-				return dst, errSyntax
+				return errSyntax
 			}
 			if c = a.buf[a.pos]; c < '0' || c > '9' {
 				break
 			}
 			a.pos++
 			if id = id*10 + uint64(c-'0'); id > maxTokenID || first == '0' {
-				return dst, fmt.Errorf("token %d is out of range, or has a leading zero", len(dst)-from)
+				return fmt.Errorf("token %d is out of range, or has a leading zero", a.handed+len(a.batch))
 			}
 		}
-		dst = append(dst, kvindex.TokenID(id))
+		if len(a.batch) == cap(a.batch) {
+			a.hand()
+		}
+		a.batch = append(a.batch, kvindex.TokenID(id))
 		// The usual "," and ", " without a call.
 		if c == ',' && a.end-a.pos > 2 {
 			a.pos++
@@ -184,11 +211,11 @@ func (a *answerReader) ids(dst []kvindex.TokenID, count int64) ([]kvindex.TokenI
 		}
 		switch a.nonSpace() {
 		case ']':
-			return dst, nil
+			return nil
 		case ',':
 			c = a.nonSpace()
 		default:
-			return dst, fmt.Errorf("token %d is not a non-negative integer", len(dst)-1-from)
+			return fmt.Errorf("token %d is not a non-negative integer", a.handed+len(a.batch)-1)
 		}
 	}
 }

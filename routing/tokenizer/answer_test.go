@@ -15,9 +15,26 @@ import (
 	"github.com/warmpath/warmpath/kvindex"
 )
 
+// collected is a sink that keeps everything.
+type collected struct {
+	ids      []kvindex.TokenID
+	expected int
+}
+
+func (c *collected) expect(n int) { c.expected = n }
+
+func (c *collected) take(ids []kvindex.TokenID) { c.ids = append(c.ids, ids...) }
+
 func readAnswer(src io.Reader) ([]kvindex.TokenID, error) {
 	var a answerReader
-	return a.read(src, 1<<20, nil)
+	var c collected
+	if err := a.read(src, 1<<20, &c); err != nil {
+		return nil, err
+	}
+	if c.expected != 0 && c.expected != len(c.ids) {
+		return nil, fmt.Errorf("%d ids were announced, %d came", c.expected, len(c.ids))
+	}
+	return c.ids, nil
 }
 
 func TestReadAnswer_RefusesNonsense(t *testing.T) {
@@ -33,10 +50,10 @@ func TestReadAnswer_RefusesNonsense(t *testing.T) {
 		}
 	}
 	var a answerReader
-	if _, err := a.read(strings.NewReader(`{"tokens":[1,2,3]}`), 17, nil); err != errTooLarge {
+	if err := a.read(strings.NewReader(`{"tokens":[1,2,3]}`), 17, &collected{}); err != errTooLarge {
 		t.Errorf("18 bytes with a limit of 17: %v, want %v", err, errTooLarge)
 	}
-	if _, err := a.read(io.MultiReader(strings.NewReader(`{"tokens":[1`), iotest.ErrReader(io.ErrUnexpectedEOF)), 1<<20, nil); err != io.ErrUnexpectedEOF {
+	if err := a.read(io.MultiReader(strings.NewReader(`{"tokens":[1`), iotest.ErrReader(io.ErrUnexpectedEOF)), 1<<20, &collected{}); err != io.ErrUnexpectedEOF {
 		t.Errorf("an answer that broke off: %v, want %v", err, io.ErrUnexpectedEOF)
 	}
 }

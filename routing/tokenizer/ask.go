@@ -9,8 +9,6 @@ import (
 	"net/url"
 	"sync"
 	"time"
-
-	"github.com/warmpath/warmpath/kvindex"
 )
 
 // refusal is a server's verdict that the prompt itself is at fault: no other
@@ -26,32 +24,25 @@ var errNotServed = errors.New("the server does not serve the model or the path")
 
 // answer is how one attempt ended.
 type answer struct {
-	lane *lane
-	ids  *idBuffer
-	err  error
+	lane    *lane
+	reading *reading
+	err     error
 }
 
-// idBuffer is pooled memory for the ids of one answer.
-type idBuffer struct {
-	ids    []kvindex.TokenID
-	reader answerReader
-}
-
-// maxPooledIDs is the largest id buffer that is kept: 4 MiB.
-const maxPooledIDs = 1 << 20
-
-func (t *Client) putIDs(b *idBuffer) {
-	if b != nil && cap(b.ids) <= maxPooledIDs {
-		t.ids.Put(b)
+// giveBack takes back the memory of an answer; r may be nil.
+func (t *Client) giveBack(r *reading) {
+	if r != nil {
+		r.release()
+		t.readings.Put(r)
 	}
 }
 
 // race asks the lanes, beginning with one after the other, until one answers,
 // the prompt is refused or ctx ends. A lane that fails is followed by the
 // next; one that takes longer than most do is joined by the next, if hedge
-// says so and the share of such requests allows it. The caller gives the
-// answer's ids back.
-func (t *Client) race(ctx context.Context, lanes []*lane, p *payload, hedge bool) (*idBuffer, *lane, error) {
+// says so and the share of such requests allows it. The caller gives what was
+// read back.
+func (t *Client) race(ctx context.Context, lanes []*lane, q question, hedge bool) (*reading, *lane, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	results := make(chan answer, len(lanes))
@@ -59,7 +50,7 @@ func (t *Client) race(ctx context.Context, lanes []*lane, p *payload, hedge bool
 		cancel()
 		wg.Wait()
 		for len(results) > 0 { // answers that came too late
-			t.putIDs((<-results).ids)
+			t.giveBack((<-results).reading)
 		}
 	}()
 	turn, next, pending := int(t.turn.Add(1)%uint64(max(len(lanes), 1))), 0, 0
@@ -73,7 +64,7 @@ func (t *Client) race(ctx context.Context, lanes []*lane, p *payload, hedge bool
 				continue
 			}
 			pending++
-			wg.Go(func() { results <- t.attempt(ctx, l, p) })
+			wg.Go(func() { results <- t.attempt(ctx, l, q) })
 			return true
 		}
 		return false
@@ -83,7 +74,7 @@ func (t *Client) race(ctx context.Context, lanes []*lane, p *payload, hedge bool
 	}
 	t.asked.Add(1)
 	var late <-chan time.Time
-	if d := t.latency.p95(p.size); hedge && d > 0 && next < len(lanes) {
+	if d := t.latency.p95(q.size); hedge && d > 0 && next < len(lanes) {
 		timer := time.NewTimer(max(d, time.Millisecond))
 		defer timer.Stop()
 		late = timer.C
@@ -93,7 +84,7 @@ func (t *Client) race(ctx context.Context, lanes []*lane, p *payload, hedge bool
 		case a := <-results:
 			pending--
 			if a.err == nil {
-				return a.ids, a.lane, nil
+				return a.reading, a.lane, nil
 			}
 			last = a.err
 			if refused := (*refusal)(nil); errors.As(a.err, &refused) {
@@ -115,9 +106,9 @@ func (t *Client) race(ctx context.Context, lanes []*lane, p *payload, hedge bool
 }
 
 // attempt sends one request to one lane and counts how it ended.
-func (t *Client) attempt(ctx context.Context, l *lane, p *payload) answer {
+func (t *Client) attempt(ctx context.Context, l *lane, q question) answer {
 	start := t.now()
-	ids, err := t.post(ctx, l, p)
+	r, err := t.post(ctx, l, q)
 	took := t.now().Sub(start)
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		return answer{lane: l, err: err} // another lane won, or the request ended
@@ -126,7 +117,7 @@ func (t *Client) attempt(ctx context.Context, l *lane, p *payload) answer {
 	refused := (*refusal)(nil)
 	switch {
 	case err == nil:
-		t.latency.observe(p.size, took)
+		t.latency.observe(q.size, took)
 	case errors.As(err, &refused):
 	case errors.Is(err, errNotServed):
 		l.refuses.Store(start.Add(10 * t.cfg.BreakerRest).UnixNano())
@@ -143,7 +134,7 @@ func (t *Client) attempt(ctx context.Context, l *lane, p *payload) answer {
 	if l.report(true, start.Add(took), &t.cfg) {
 		t.log.Info("a tokenizer is in use again", "server", l.base)
 	}
-	return answer{lane: l, ids: ids, err: err}
+	return answer{lane: l, reading: r, err: err}
 }
 
 // disconnected tells whether a request failed as it does at a server that
@@ -154,15 +145,15 @@ func disconnected(err error) bool {
 }
 
 // post makes one request and reads its answer.
-func (t *Client) post(ctx context.Context, l *lane, p *payload) (*idBuffer, error) {
+func (t *Client) post(ctx context.Context, l *lane, q question) (*reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Attempt)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, l.base+p.path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, l.base+q.path, nil)
 	if err != nil {
 		return nil, err
 	}
-	req.Body, req.ContentLength = p.reader(), int64(p.size)
-	req.GetBody = func() (io.ReadCloser, error) { return p.reader(), nil }
+	req.Body, req.ContentLength = q.reader(), int64(q.size)
+	req.GetBody = func() (io.ReadCloser, error) { return q.reader(), nil }
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := t.client.Do(req)
 	if err != nil {
@@ -176,18 +167,18 @@ func (t *Client) post(ctx context.Context, l *lane, p *payload) (*idBuffer, erro
 		return nil, &refusal{resp.StatusCode}
 	case http.StatusNotFound, http.StatusForbidden, http.StatusMethodNotAllowed:
 		drain(resp.Body)
-		return nil, fmt.Errorf("POST %s%s: status %d: %w", l.base, p.path, resp.StatusCode, errNotServed)
+		return nil, fmt.Errorf("POST %s%s: status %d: %w", l.base, q.path, resp.StatusCode, errNotServed)
 	default:
 		drain(resp.Body)
-		return nil, fmt.Errorf("POST %s%s: status %d", l.base, p.path, resp.StatusCode)
+		return nil, fmt.Errorf("POST %s%s: status %d", l.base, q.path, resp.StatusCode)
 	}
-	b := t.ids.Get().(*idBuffer)
-	b.ids, err = b.reader.read(resp.Body, t.cfg.MaxResponseBytes, b.ids[:0])
-	if err != nil {
-		t.putIDs(b)
-		return nil, fmt.Errorf("POST %s%s: %w", l.base, p.path, err)
+	r := t.readings.Get().(*reading)
+	r.begin(q)
+	if err := r.reader.read(resp.Body, t.cfg.MaxResponseBytes, r); err != nil {
+		t.giveBack(r)
+		return nil, fmt.Errorf("POST %s%s: %w", l.base, q.path, err)
 	}
-	return b, nil
+	return r, nil
 }
 
 // drain reads what an error says, so that the connection can be used again.

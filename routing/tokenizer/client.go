@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/puzpuzpuz/xsync/v3"
 
-	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
 	"github.com/warmpath/warmpath/routing/pool"
 )
@@ -59,7 +58,7 @@ type Client struct {
 	exams    chan *lane
 
 	// copies has memory for payloads that own it.
-	queries, copies, ids sync.Pool
+	queries, copies, readings sync.Pool
 }
 
 type laneKey struct{ base, model string }
@@ -83,7 +82,7 @@ func New(cfg Config, client *http.Client, log *slog.Logger, reg prometheus.Regis
 	t.metrics = newMetrics(reg, t)
 	t.queries.New = func() any { return &query{} }
 	t.copies.New = func() any { return new([]byte) }
-	t.ids.New = func() any { return &idBuffer{} }
+	t.readings.New = func() any { return &reading{} }
 	return t, nil
 }
 
@@ -272,20 +271,24 @@ func (t *Client) fetch(ctx context.Context, q *query, g *group) (*prompt, *routi
 	case <-ctx.Done():
 		return nil, timedOut(ctx)
 	}
-	body := newPayload(where, t.cfg.API, q.Request.Model, &q.Request.Prompt)
-	defer body.end()
-	ids, l, err := t.race(ctx, g.lanes, body, true)
+	p := &q.Request.Prompt
+	ask := question{payload: newPayload(where, t.cfg.API, q.Request.Model, p), hasher: q.Hasher, sizes: q.BlockSizes}
+	defer ask.end()
+	if q.known && g.identity != nil {
+		ask.earlier = t.memory.earlier(g.identity.ns, &q.outline, p.Text)
+	}
+	r, l, err := t.race(ctx, g.lanes, ask, true)
 	if err != nil {
 		return nil, t.fault(ctx, err)
 	}
-	defer t.putIDs(ids)
+	defer t.giveBack(r)
 	t.answers()
-	p := newPrompt(ids.ids, q.Hasher, q.BlockSizes)
+	a := r.answered()
 	if id := l.identity.Load(); q.known && id != nil {
-		q.outline.own(&q.Request.Prompt)
-		t.record(l, id, g, &q.outline, q.Request.Prompt.Text, ids.ids, p, q.claim.made())
+		q.outline.own(p)
+		t.record(l, id, g, &q.outline, p.Text, &a, q.claim.made())
 	}
-	return p, nil
+	return a.prompt, nil
 }
 
 // made returns what was claimed, if anything was.
@@ -298,12 +301,12 @@ func (c *claim) made() []routing.TokenBlocks {
 
 // record learns an answer of l, whose identity is id. The claim was made for
 // g's.
-func (t *Client) record(l *lane, id *identity, g *group, o *outline, text string, ids []kvindex.TokenID, p *prompt, made []routing.TokenBlocks) {
+func (t *Client) record(l *lane, id *identity, g *group, o *outline, text string, a *answered, made []routing.TokenBlocks) {
 	if id != g.identity {
 		made = nil
 	}
-	learned := t.memory.record(id.ns, o, text, ids, p, made)
-	id.measured(o.bytes, p.count)
+	learned := t.memory.record(id.ns, o, text, a, made)
+	id.measured(o.bytes, a.count)
 	t.metrics.learned.Inc()
 	if learned.refuted {
 		t.metrics.refuted.Inc()

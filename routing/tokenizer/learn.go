@@ -121,15 +121,17 @@ func (t *Client) work(ctx context.Context, j *job) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Budget)
 	defer cancel()
-	ids, l, err := t.race(ctx, j.group.lanes, j.body, false)
+	ask := question{payload: j.body, hasher: j.hasher, sizes: j.sizes, earlier: t.memory.earlier(j.group.identity.ns, &j.outline, j.text)}
+	r, l, err := t.race(ctx, j.group.lanes, ask, false)
 	if err != nil {
 		t.metrics.droppedFailed.Inc()
 		return
 	}
-	defer t.putIDs(ids)
+	defer t.giveBack(r)
 	t.answers()
 	if id := l.identity.Load(); id != nil {
-		t.record(l, id, j.group, &j.outline, j.text, ids.ids, newPrompt(ids.ids, j.hasher, j.sizes), j.made)
+		a := r.answered()
+		t.record(l, id, j.group, &j.outline, j.text, &a, j.made)
 	}
 }
 
@@ -184,16 +186,17 @@ func (t *Client) examine(ctx context.Context, l *lane) {
 		if !ok {
 			continue
 		}
-		body := newPayload(where, t.cfg.API, l.model, &p)
-		a := t.attempt(ctx, l, body)
-		body.end()
+		ask := question{payload: newPayload(where, t.cfg.API, l.model, &p), hasher: kvindex.NewHasher(t.seed), sizes: []int{1}}
+		a := t.attempt(ctx, l, ask)
+		ask.end()
 		refused := (*refusal)(nil)
 		switch {
 		case a.err == nil:
 			answers++
-			h := kvindex.NewHasher(t.seed).Content(a.ids.ids)
-			ns = ns.derive(uint64(h), t.seed)
-			t.putIDs(a.ids)
+			for _, id := range a.reading.end().blocks[0].Contents {
+				ns = ns.derive(uint64(id), t.seed)
+			}
+			t.giveBack(a.reading)
 		case errors.As(a.err, &refused):
 			ns = ns.derive(0, t.seed)
 		default:

@@ -54,19 +54,6 @@ type prompt struct {
 	proves bool
 }
 
-func newPrompt(ids []kvindex.TokenID, h kvindex.Hasher, sizes []int) *prompt {
-	p := &prompt{count: len(ids), blocks: make([]routing.TokenBlocks, 0, len(sizes))}
-	for _, size := range sizes {
-		contents := h.AppendContents(make([]kvindex.ContentHash, 0, len(ids)/size), ids, size)
-		p.blocks = append(p.blocks, routing.TokenBlocks{Size: size, Contents: contents})
-	}
-	if len(sizes) > 0 {
-		p.tailAt = max(0, len(ids)-tailTokens) / sizes[0] * sizes[0]
-		p.tail = slices.Clone(ids[p.tailAt:])
-	}
-	return p
-}
-
 func (p *prompt) weight() int {
 	n := 4 * len(p.tail)
 	for _, b := range p.blocks {
@@ -83,25 +70,6 @@ func covers(blocks []routing.TokenBlocks, sizes []int) bool {
 		}
 	}
 	return true
-}
-
-// loss is how many of p's last tokens are not those of a longer prompt, whose
-// ids and blocks are given, at most
-// guardTokens+1.
-func (p *prompt) loss(ids []kvindex.TokenID, blocks []routing.TokenBlocks) int {
-	if len(p.blocks) == 0 {
-		return guardTokens + 1
-	}
-	first := p.blocks[0]
-	first.Contents = first.Contents[:p.tailAt/first.Size]
-	if common(first, blocks) < len(first.Contents) {
-		return guardTokens + 1
-	}
-	same := 0
-	for same < len(p.tail) && p.tailAt+same < len(ids) && p.tail[same] == ids[p.tailAt+same] {
-		same++
-	}
-	return min(len(p.tail)-same, guardTokens+1)
 }
 
 // tail is a text that ended behind a boundary.
@@ -330,10 +298,32 @@ type learned struct {
 	overclaimed int
 }
 
+// earlier returns the prompts that o continues, as record will want to judge
+// them.
+func (m *memory) earlier(ns key, o *outline, text string) (all []*prompt) {
+	if o.kind == routing.PromptText {
+		for i := range o.segs {
+			at, from := o.boundary(i)
+			for _, t := range m.forkAt(forkKey(at, 0, o.seed).in(ns)).endedIn(text[from:], o.seed) {
+				all = append(all, t.prompt)
+			}
+		}
+		return all
+	}
+	for i := range len(o.segs) - 1 {
+		if e, ok := m.cache.GetIfPresent(o.segs[i].end.in(ns)); ok {
+			all = append(all, e.prompt)
+		}
+	}
+	return all
+}
+
 // record learns the tokens of o, which must own its heads. made is what had
-// been claimed for it.
-func (m *memory) record(ns key, o *outline, text string, ids []kvindex.TokenID, p *prompt, made []routing.TokenBlocks) learned {
+// been claimed for it. A prompt that has become known after o was asked for is
+// not judged.
+func (m *memory) record(ns key, o *outline, text string, a *answered, made []routing.TokenBlocks) learned {
 	var l learned
+	p := a.prompt
 	for _, b := range made {
 		l.overclaimed += len(b.Contents) - common(b, p.blocks)
 	}
@@ -344,12 +334,12 @@ func (m *memory) record(ns key, o *outline, text string, ids []kvindex.TokenID, 
 	if o.kind == routing.PromptText {
 		for i := range n {
 			at, _ := o.boundary(i)
-			l.refuted = m.recordText(ns, o, i, at, ids, p, text) || l.refuted
+			l.refuted = m.recordText(ns, o, i, at, a, text) || l.refuted
 		}
 	} else {
 		for i := n - 2; i >= 0; i-- {
 			if e, ok := m.cache.GetIfPresent(o.segs[i].end.in(ns)); ok {
-				l.refuted = m.judge(ns, o.transition(i), e.prompt, e.prompt.loss(ids, p.blocks)) || l.refuted
+				l.refuted = m.judge(ns, o.transition(i), e.prompt, a) || l.refuted
 			}
 		}
 		if o.hasTip {
@@ -370,21 +360,17 @@ func (m *memory) forkAt(k key) *fork {
 }
 
 // recordText learns what a text tells about its boundary i.
-func (m *memory) recordText(ns key, o *outline, i int, at key, ids []kvindex.TokenID, p *prompt, text string) (refuted bool) {
+func (m *memory) recordText(ns key, o *outline, i int, at key, a *answered, text string) (refuted bool) {
 	k := forkKey(at, 0, o.seed).in(ns)
 	old := m.forkAt(k)
 	_, from := o.boundary(i)
-	if old != nil {
-		for _, t := range old.tails {
-			if from+t.bytes < len(text) && t.name == (key{}).thenString(text[from:from+t.bytes], o.seed) {
-				refuted = m.judge(ns, o.transition(0), t.prompt, t.loss(ids, p.blocks)) || refuted
-			}
-		}
+	for _, t := range old.endedIn(text[from:], o.seed) {
+		refuted = m.judge(ns, o.transition(0), t.prompt, a) || refuted
 	}
 	// More than one token a byte is not believed; it would only cost memory.
-	f := old.joined(o.heads[i], clip(p.blocks, from+guardTokens))
+	f := old.joined(o.heads[i], clip(a.blocks, from+guardTokens))
 	if i == len(o.segs)-1 {
-		own := tail{name: (key{}).thenString(text[from:], o.seed), bytes: len(text) - from, prompt: p}
+		own := tail{name: (key{}).thenString(text[from:], o.seed), bytes: len(text) - from, prompt: a.prompt}
 		tails := append(make([]tail, 0, maxTails), own)
 		for _, t := range f.tails {
 			if t.name != own.name && len(tails) < maxTails {
@@ -409,6 +395,20 @@ func clip(blocks []routing.TokenBlocks, n int) []routing.TokenBlocks {
 		out = append(out, b)
 	}
 	return out
+}
+
+// endedIn returns the texts that ended behind the boundary and that text, which
+// follows it, goes on from. f may be nil.
+func (f *fork) endedIn(text string, seed uint64) (all []tail) {
+	if f == nil {
+		return nil
+	}
+	for _, t := range f.tails {
+		if t.bytes < len(text) && t.name == (key{}).thenString(text[:t.bytes], seed) {
+			all = append(all, t)
+		}
+	}
+	return all
 }
 
 // joined returns f, which may be nil, after another continuation.
@@ -448,9 +448,13 @@ func common(b routing.TokenBlocks, blocks []routing.TokenBlocks) int {
 	return 0
 }
 
-// judge counts one continuation of p that lost that many tokens. It reports
-// whether that refuted what was believed. The caller holds mu.
-func (m *memory) judge(ns key, transition uint64, p *prompt, loss int) (refuted bool) {
+// judge counts a, a continuation of p. It reports whether that refuted what was
+// believed. The caller holds mu.
+func (m *memory) judge(ns key, transition uint64, p *prompt, a *answered) (refuted bool) {
+	loss, ok := a.loss(p)
+	if !ok {
+		return false
+	}
 	k := key{transition, 0}.in(ns)
 	r, known := m.rules.GetIfPresent(k)
 	if !known {

@@ -205,7 +205,11 @@ func (s *student) see(p *routing.Prompt, ids []kvindex.TokenID, teach bool) {
 	if !o.read(p, 11) {
 		s.t.Fatalf("no outline of %s%s", p.Messages, p.Text)
 	}
-	truth := newPrompt(ids, s.hasher, s.sizes)
+	var r reading
+	r.begin(question{hasher: s.hasher, sizes: s.sizes, earlier: s.memory.earlier(key{}, &o, p.Text)})
+	r.take(ids)
+	answer := r.answered()
+	truth := answer.prompt
 	if known := s.memory.exact(key{}, &o, s.sizes); known != nil {
 		if known.count != truth.count || overclaimed(known.blocks, truth) > 0 {
 			s.t.Fatalf("the same prompt had %d tokens, now it has %d", known.count, truth.count)
@@ -221,7 +225,7 @@ func (s *student) see(p *routing.Prompt, ids []kvindex.TokenID, teach bool) {
 	}
 	if teach {
 		o.own(p)
-		s.memory.record(key{}, &o, p.Text, ids, truth, c.made())
+		s.memory.record(key{}, &o, p.Text, &answer, c.made())
 	}
 }
 
