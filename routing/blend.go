@@ -96,7 +96,7 @@ func blendable(table map[string]*strategy) []string {
 // the weights. A part whose data is missing for c has no term.
 func blendTerms(b *strategy, sc *scene, c *Candidate, dst []Term) []Term {
 	for _, p := range b.blend {
-		if v := p.cost(sc, c); !missing(v) {
+		if v := p.cost(sc, &c.row, &c.held); !missing(v) {
 			dst = append(dst, Term{p.name, v * p.seconds(sc.settings) * p.weight, UnitSeconds})
 		}
 	}

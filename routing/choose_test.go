@@ -715,7 +715,8 @@ func benchmarkFleet(tb testing.TB, n int) (*Router, *scratch) {
 		}))
 		e.State.Place(now, 1000)
 		e.State.Enqueue(now, time.Duration(random.IntN(1e9)))
-		sc.candidates = append(sc.candidates, Candidate{Endpoint: e, Trust: kvindex.TrustExact, MatchedTokens: random.IntN(2000)})
+		matched := random.IntN(2000)
+		sc.candidates = append(sc.candidates, Candidate{Endpoint: e, held: held{trust: kvindex.TrustExact, matched: matched, expected: matched}})
 	}
 	return r, sc
 }

@@ -196,7 +196,9 @@ func (d *Decision) fill(sc *scratch, t *Target, p *prospect, n int) {
 }
 
 func (v *CandidateView) fill(sc *scratch, c *Candidate, s *strategy) {
-	c.look(sc.scene.now) // a strategy may not have needed it
+	if s.counts && sc.model == nil {
+		c.look(&sc.scene) // the strategy did not need it
+	}
 	state := c.Endpoint.State
 	terms := v.Terms[:0]
 	if !c.Missing && !math.IsInf(c.Cost, 0) {
@@ -204,16 +206,16 @@ func (v *CandidateView) fill(sc *scratch, c *Candidate, s *strategy) {
 	}
 	*v = CandidateView{
 		Name: c.Endpoint.Name, Address: c.Endpoint.Address, Terms: terms, Missing: c.Missing, Cooling: c.Cooling,
-		MatchedTokens: c.MatchedTokens, DeviceTokens: c.DeviceTokens, ExpectedTokens: c.ExpectedTokens,
-		InFlight: c.InFlight, PrefillTokens: state.PrefillTokens(), ContextTokens: state.ContextTokens(),
-		BacklogSeconds: c.Backlog.Seconds(), Source: sourceEvents, Trust: c.Trust.String(),
-		Faith: state.Faith(), cost: c.Cost,
+		MatchedTokens: c.matched, DeviceTokens: c.device, ExpectedTokens: c.expected,
+		InFlight: c.inFlight, PrefillTokens: state.PrefillTokens(), ContextTokens: state.ContextTokens(),
+		BacklogSeconds: sc.scene.backlog(&c.row), Source: sourceEvents, Trust: c.trust.String(),
+		Faith: c.faith, cost: c.Cost,
 	}
 	if len(c.Endpoint.Publishers) == 0 {
 		v.Source = sourceApproximate
 	}
-	if c.Load != nil {
-		v.load = viewLoad(c.Load, sc.scene.now)
+	if c.load != nil {
+		v.load = viewLoad(c.load, sc.scene.now)
 		v.Load = &v.load
 	}
 }
@@ -264,5 +266,5 @@ func (r *Router) debug(ctx context.Context, sc *scratch, t *Target, p *prospect)
 		slog.String("strategy", t.Strategy), slog.String("chosen_by", string(p.by)), slog.String("reason", t.Reason.String()),
 		slog.String("endpoint", c.Endpoint.Name), slog.String("address", c.Endpoint.Address),
 		slog.Int("candidates", sc.count()), slog.Float64("cost", c.Cost), slog.String("unit", string(p.unit)),
-		slog.Int("prompt_tokens", t.PromptTokens), slog.Int("matched_tokens", t.MatchedTokens), slog.Int64("in_flight", c.InFlight))
+		slog.Int("prompt_tokens", t.PromptTokens), slog.Int("matched_tokens", t.MatchedTokens), slog.Int64("in_flight", c.inFlight))
 }

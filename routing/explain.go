@@ -36,7 +36,7 @@ func (r *Router) Explain(ctx context.Context, req Request) (Decision, *Error) {
 		t.Endpoints = append(t.Endpoints, e)
 		considered[e.Name] = true
 	}
-	if reason == ReasonPrefix && sc.candidates[0].ExpectedTokens < sc.longest() {
+	if reason == ReasonPrefix && sc.candidates[0].expected < sc.most {
 		t.Reason = ReasonSpill
 	}
 	var d Decision

@@ -45,7 +45,7 @@ func with(name string, n int, l *pool.Load) Candidate {
 	if l != nil {
 		e.State.SetLoad(l)
 	}
-	return Candidate{Endpoint: e, Trust: kvindex.TrustExact}
+	return Candidate{Endpoint: e, held: held{trust: kvindex.TrustExact}}
 }
 
 // weighed returns the costs of cands under a strategy.
@@ -60,12 +60,13 @@ func weighed(t testing.TB, name string, req Request, cands []Candidate, change f
 		t.Fatal(err)
 	}
 	sc := &scratch{candidates: cands}
-	sc.scene = scene{now: now, req: &req, settings: st, rand: rand.New(rand.NewPCG(1, 1))}
+	sc.scene = scene{req: &req, settings: st, rand: rand.New(rand.NewPCG(1, 1))}
 	if change != nil {
 		change(&sc.scene)
 	}
+	(&board{}).begin(&sc.scene, now)
 	for i := range cands {
-		cands[i].look(now)
+		cands[i].look(&sc.scene)
 	}
 	reason, _ := s.weigh(sc)
 	var costs []float64
@@ -167,8 +168,8 @@ func TestPowerOfTwo_ComparesTheTwoDrawn(t *testing.T) {
 				continue
 			}
 			drawn += cands[i].Endpoint.Name
-			if cost != float64(cands[i].InFlight) {
-				t.Fatalf("%s costs %v, it has %d requests", cands[i].Endpoint.Name, cost, cands[i].InFlight)
+			if cost != float64(cands[i].inFlight) {
+				t.Fatalf("%s costs %v, it has %d requests", cands[i].Endpoint.Name, cost, cands[i].inFlight)
 			}
 		}
 		pairs[drawn]++
@@ -219,10 +220,10 @@ func TestPrefixCache_AgreesWithTheFormula(t *testing.T) {
 		device := token("device", matched)
 		own := token("in flight", 20)
 		c := with("a", own, nil)
-		c.MatchedTokens, c.DeviceTokens, c.ExpectedTokens = matched, device, expected
+		c.matched, c.device, c.expected = matched, device, expected
 		trusted := 1.0
 		if rapid.Bool().Draw(rt, "inexact") {
-			c.Trust, trusted = kvindex.TrustIncomplete, cfg.InexactFaith
+			c.trust, trusted = kvindex.TrustIncomplete, cfg.InexactFaith
 		}
 		state := c.Endpoint.State
 		for range token("refutations", 5) {
@@ -327,8 +328,8 @@ func drawCandidates(t *rapid.T) []Candidate {
 			l = stale(*l)
 		}
 		c := with(fmt.Sprintf("e%d", i), rapid.IntRange(0, 3).Draw(t, "in flight"), l)
-		c.MatchedTokens = rapid.IntRange(0, 100).Draw(t, "matched")
-		c.ExpectedTokens = c.MatchedTokens
+		c.matched = rapid.IntRange(0, 100).Draw(t, "matched")
+		c.expected = c.matched
 		cands = append(cands, c)
 	}
 	return cands

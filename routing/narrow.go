@@ -1,13 +1,17 @@
 package routing
 
-import "github.com/warmpath/warmpath/routing/pool"
+import (
+	"math"
 
-// Narrowing. Of many endpoints most hold nothing of a prompt, and among those
-// only the cheapest few can be chosen or listed. So candidates are made of the
-// endpoints that are expected to hold something, and of the cheapest others,
-// which one pass finds that keeps nothing of the rest. What is decided is what
-// it would be with a candidate for every endpoint, but that block sizes count
-// that only endpoints which cool down have reported.
+	"github.com/warmpath/warmpath/kvindex"
+	"github.com/warmpath/warmpath/routing/pool"
+)
+
+// Narrowing. Of many endpoints only the cheapest few can be chosen or listed.
+// So candidates are made of those, which one pass over the [board] finds that
+// keeps nothing of the rest. What is decided is what it would be with a
+// candidate for every endpoint, but that block sizes count that only endpoints
+// which cool down have reported.
 
 // narrowFrom is the number of endpoints from which on the pass is cheaper than
 // the candidates it saves.
@@ -39,56 +43,78 @@ func (sc *scratch) count() int {
 type ranked struct {
 	cost float64
 	// draw orders equal costs.
-	draw     uint64
-	endpoint *pool.Endpoint
+	draw uint64
+	id   kvindex.EndpointID
 }
 
 func (a *ranked) before(b *ranked) bool {
 	return a.cost < b.cost || a.cost == b.cost && a.draw < b.draw
 }
 
-// narrow adds those n endpoints of the model to the candidates that cost least
-// under s, of those that are not among them yet. The router's lock is held.
-func (sc *scratch) narrow(s *strategy, n int, draw uint64) {
-	best := sc.ranked[:0]
-	sc.considered = len(sc.candidates)
-	c, cost := &sc.unmatched, s.cost
-	if s.unmatched != nil {
-		cost = s.unmatched
-	}
-	for _, e := range sc.model.Endpoints {
-		if e.Cooling(sc.now) || (int(e.ID) < len(sc.position) && sc.position[e.ID] >= 0) {
+// narrow makes candidates of those n endpoints of the model that cost least
+// under s. The router's lock is held, and b has the rows of the snapshot.
+func (sc *scratch) narrow(b *board, s *strategy, n int, draw uint64) {
+	best, scene, rows := sc.ranked[:0], &sc.scene, b.rows
+	ns, cooling, holders := scene.ns, 0, len(sc.holders) > 0
+	sc.most, sc.reported = 0, 0
+	last := ranked{cost: math.Inf(1), draw: math.MaxUint64} // of those in best
+	for i := range sc.model.Refs {
+		id := sc.model.Refs[i].ID
+		r := &rows[id]
+		if r.cools > ns {
+			cooling++
 			continue
 		}
-		sc.considered++
-		c.Endpoint = e
-		s.look(c, sc.now)
-		next := ranked{cost: cost(&sc.scene, c), endpoint: e}
-		if len(best) == n && next.cost > best[n-1].cost {
+		if r.until < ns {
+			r.read(b.endpoints[id], scene.now, b.base)
+		}
+		h := &sc.nothing
+		if holders {
+			if of := sc.holds(id); of != nil {
+				h = of
+				sc.most, sc.reported = max(sc.most, h.expected), max(sc.reported, h.matched)
+			}
+		}
+		cost := s.cost(scene, r, h)
+		if cost > last.cost {
 			continue
 		}
-		next.draw = mix64(draw ^ uint64(e.ID))
+		next := ranked{cost, mix64(draw ^ uint64(id)), id}
+		if !next.before(&last) {
+			continue
+		}
 		if len(best) < n {
 			best = append(best, next)
-		} else if !next.before(&best[n-1]) {
-			continue
 		}
 		at := len(best) - 1
 		for ; at > 0 && next.before(&best[at-1]); at-- {
 			best[at] = best[at-1]
 		}
 		best[at] = next
+		if len(best) == n {
+			last = best[n-1]
+			scene.limit = last.cost
+		}
 	}
-	sc.unindex() // what follows is not in position
+	scene.limit = math.Inf(1)
+	sc.ranked, sc.considered = best, len(sc.model.Refs)-cooling
 	for i := range best {
-		sc.candidates = append(sc.candidates, Candidate{Endpoint: best[i].endpoint})
+		sc.admit(b, best[i].id, false)
 	}
-	clear(best) // it must not keep endpoints that are gone
-	sc.ranked, sc.unmatched = best, Candidate{}
-	if len(sc.candidates) == 0 { // all of them failed a request just now
-		for _, e := range sc.model.Endpoints {
-			sc.candidates = append(sc.candidates, Candidate{Endpoint: e, Cooling: true})
+	if len(best) == 0 { // all of them failed a request just now
+		for i := range sc.model.Refs {
+			sc.admit(b, sc.model.Refs[i].ID, true)
 		}
 		sc.considered = len(sc.candidates)
+		sc.longest()
 	}
+}
+
+// admit makes a candidate of an endpoint.
+func (sc *scratch) admit(b *board, id kvindex.EndpointID, cooling bool) {
+	c := Candidate{Endpoint: sc.model.Endpoint(id), Cooling: cooling, row: b.rows[id]}
+	if h := sc.holds(id); h != nil {
+		c.held = *h
+	}
+	sc.candidates = append(sc.candidates, c)
 }

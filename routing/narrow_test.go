@@ -105,47 +105,6 @@ func TestNarrow_DecidesAsWithAllCandidates(t *testing.T) {
 	})
 }
 
-// The short sum is the full one, to the last bit: else narrowing would order
-// endpoints otherwise than the decision does.
-func TestUnmatched_IsTheCostOfHoldingNothing(t *testing.T) {
-	st, err := newSettings(DefaultConfig())
-	if err != nil {
-		t.Fatal(err)
-	}
-	evicting := 0
-	for _, s := range st.table {
-		if s.unmatched == nil {
-			continue
-		}
-		rapid.Check(t, func(rt *rapid.T) {
-			amount := func(label string) float64 { return rapid.Float64Range(0, 20_000).Draw(rt, label) }
-			var l *pool.Load
-			if rapid.Bool().Draw(rt, "read") {
-				l = fresh(pool.Load{
-					Has:     pool.Field(rapid.Uint32Range(0, 1<<11-1).Draw(rt, "has")) | pool.FieldCapacity,
-					Running: amount("running"), Waiting: amount("waiting"), PrefillRate: amount("rate"),
-					PrefillSeconds: .1, DecodeSeconds: .7, Capacity: amount("capacity"), Computed: amount("computed"),
-				})
-			}
-			c := with("a", rapid.IntRange(0, 5).Draw(rt, "in flight"), l)
-			c.Endpoint.State.Place(now, int64(amount("placed")))
-			c.Endpoint.State.Enqueue(now, time.Duration(amount("backlog"))*time.Microsecond)
-			c.Endpoint.State.ObserveCached(100, rapid.IntRange(0, 100).Draw(rt, "reused"))
-			c.look(now)
-			sc := &scene{now: now, req: &Request{}, settings: st, promptTokens: rapid.IntRange(0, 10_000).Draw(rt, "prompt")}
-			if got, want := s.unmatched(sc, &c), s.cost(sc, &c); got != want {
-				rt.Fatalf("%s: %v, want %v", s.name, got, want)
-			}
-			if p := float64(sc.promptTokens); sc.evictions(&c, p, sc.prefillRate(&c)) > 0 {
-				evicting++
-			}
-		})
-	}
-	if evicting == 0 {
-		t.Error("no example evicted anything")
-	}
-}
-
 // The scratch of a decision must be as good as new for the next one, narrowed
 // or not, and over other endpoints.
 func TestNarrow_LeavesNothingBehind(t *testing.T) {

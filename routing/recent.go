@@ -67,8 +67,8 @@ func (r *recent) expect(now time.Time, sc *scratch) {
 			if k.size != d.size || len(k.blocks) == 0 || k.blocks[0] != d.chain[0] {
 				continue
 			}
-			if c := sc.find(d.endpoint); c != nil && c.Endpoint.Incarnation == d.incarnation {
-				c.ExpectedTokens = max(c.ExpectedTokens, common(k.blocks, d.chain)*d.size)
+			if h, ref := sc.find(d.endpoint); h != nil && ref.Incarnation == d.incarnation {
+				h.expected = max(h.expected, common(k.blocks, d.chain)*d.size)
 			}
 		}
 	}

@@ -50,6 +50,7 @@ type Router struct {
 	mu     sync.Mutex
 	rand   *rand.Rand
 	recent recent
+	board  board
 	turn   uint64
 	log    decisionLog
 }
@@ -109,18 +110,24 @@ type scratch struct {
 	// endpoints that tokenize alike.
 	chains  []chain
 	matches []kvindex.Match
-	// position finds a candidate by its endpoint id; -1: not a candidate.
+	// position finds a candidate by its endpoint id, or a holder where candidates
+	// are narrowed; -1: there is none. placed are the ids that it finds.
 	position []int32
-	indexed  bool
+	placed   []kvindex.EndpointID
+	// group are the endpoints that a tokenization is for.
+	group endpointSet
+	// most is the most tokens that any candidate is expected to hold, reported
+	// the most that any holds by its events.
+	most, reported int
 
 	// model is not nil where candidates are narrowed, see narrow.go; considered
-	// is then how many endpoints were. now is when the request arrived.
+	// is then how many endpoints were, and snap is where they are from.
 	model      *pool.Model
+	snap       *pool.Snapshot
 	considered int
-	now        time.Time
+	holders    []holder
 	ranked     []ranked
-	// unmatched stands for one endpoint after the other that holds nothing.
-	unmatched Candidate
+	nothing    held
 }
 
 // chain is the blocks of the prompt for endpoints that tokenize alike.
@@ -166,7 +173,7 @@ func (r *Router) resolve(c *Context, sc *scratch, t *Target, turn uint64, p *pro
 
 // put returns sc to the pool, without what would keep a request alive.
 func (r *Router) put(sc *scratch) {
-	sc.scene, sc.subset, sc.model = scene{}, nil, nil
+	sc.scene, sc.subset, sc.model, sc.snap = scene{}, nil, nil, nil
 	r.scratch.Put(sc)
 }
 
@@ -183,7 +190,8 @@ func (r *Router) prospect(ctx context.Context, st *settings, req *Request, sc *s
 	if p.choice, err = st.choose(req, snap, scope.Model, r.logger); err != nil {
 		return p, err
 	}
-	sc.now, sc.model = req.Arrived, nil
+	sc.unindex()
+	sc.model, sc.snap = nil, snap
 	if leftOut == nil && r.narrows(&p, req, model) {
 		sc.model, sc.candidates = model, sc.candidates[:0]
 	} else if err := sc.eligible(req, model.Endpoints, leftOut); err != nil {

@@ -215,33 +215,67 @@ func TestRoute_IncarnationsDoNotInherit(t *testing.T) {
 	}
 }
 
-// An endpoint with two ranks holds what both hold.
+// An endpoint with two ranks holds what both hold, whether endpoints are
+// candidates from the start or are narrowed down to some later.
 func TestMerge_TakesTheWorstRank(t *testing.T) {
-	two := &pool.Endpoint{ID: 1, Publishers: make([]pool.Publisher, 2), State: &pool.State{}}
-	one := &pool.Endpoint{ID: 2, Publishers: make([]pool.Publisher, 1), State: &pool.State{}}
-	match := func(id kvindex.EndpointID, n uint32, trust kvindex.Trust) kvindex.Match {
-		return kvindex.Match{Publisher: kvindex.Publisher{Endpoint: id}, Confirmed: n, Trust: trust}
+	cfg := pool.DefaultConfig()
+	for i, ranks := range []int{2, 1, 1} {
+		cfg.Static.Endpoints = append(cfg.Static.Endpoints, pool.Spec{
+			Name: fmt.Sprint(i), Address: fmt.Sprintf("127.0.0.1:%d", 1000+i), Models: []string{"m"}, Events: "tcp://127.0.0.1:5000", Ranks: ranks,
+		})
 	}
-	sc := &scratch{candidates: []Candidate{{Endpoint: two}, {Endpoint: one}}}
-	sc.index()
-	sc.matches = []kvindex.Match{
-		match(1, 9, kvindex.TrustExact), match(2, 3, kvindex.TrustExact), match(1, 5, kvindex.TrustIncomplete), match(77, 50, kvindex.TrustExact),
+	snap := newWorld(t, cfg, nil).pool.Snapshot()
+	m, _ := snap.Model("m")
+	two, one, other := m.Endpoints[0], m.Endpoints[1], m.Endpoints[2]
+	match := func(e *pool.Endpoint, n uint32, trust kvindex.Trust) kvindex.Match {
+		return kvindex.Match{Publisher: kvindex.Publisher{Endpoint: e.ID, Incarnation: e.Incarnation}, Confirmed: n, Trust: trust}
 	}
-	if best := sc.merge(10, nil); best != 50 {
-		t.Errorf("best = %d, want 50", best)
-	}
-	if c := sc.candidates[0]; c.MatchedTokens != 50 || c.Trust != kvindex.TrustIncomplete {
-		t.Errorf("two ranks: %d tokens, %v; want 50, incomplete", c.MatchedTokens, c.Trust)
-	}
-	sc.candidates[0].MatchedTokens = 0
-	sc.matches = []kvindex.Match{match(1, 9, kvindex.TrustExact)}
-	sc.merge(10, nil)
-	if got := sc.candidates[0].MatchedTokens; got != 0 {
-		t.Errorf("one of two ranks matched: %d tokens, want 0", got)
-	}
-	sc.unindex()
-	if slices.ContainsFunc(sc.position, func(p int32) bool { return p != -1 }) {
-		t.Errorf("position after unindex: %v, want all -1", sc.position)
+	stranger := match(one, 50, kvindex.TrustExact)
+	stranger.Incarnation++
+	gone := match(one, 50, kvindex.TrustExact)
+	gone.Endpoint = 77
+	for _, narrowed := range []bool{false, true} {
+		begin := func() *scratch {
+			if narrowed {
+				return &scratch{model: m}
+			}
+			return &scratch{candidates: []Candidate{{Endpoint: two}, {Endpoint: one}, {Endpoint: other}}}
+		}
+		type what struct {
+			matched int
+			trust   kvindex.Trust
+		}
+		merged := func(sc *scratch, e *pool.Endpoint) what {
+			h, _ := sc.find(e.ID)
+			return what{h.matched, h.trust}
+		}
+		sc := begin()
+		sc.matches = []kvindex.Match{
+			match(two, 9, kvindex.TrustExact), match(one, 3, kvindex.TrustExact), match(two, 5, kvindex.TrustIncomplete), gone, stranger,
+		}
+		sc.merge(10, nil)
+		if got, want := merged(sc, two), (what{50, kvindex.TrustIncomplete}); got != want {
+			t.Errorf("narrowed %v, two ranks: %v, want %v", narrowed, got, want)
+		}
+		if got, want := merged(sc, one), (what{30, kvindex.TrustExact}); got != want {
+			t.Errorf("narrowed %v, one rank: %v, want %v", narrowed, got, want)
+		}
+		sc.matches = []kvindex.Match{match(two, 30, kvindex.TrustExact)} // of one rank only
+		sc.merge(10, nil)
+		sc.matches = []kvindex.Match{match(one, 2, kvindex.TrustExact)} // less than before
+		sc.merge(10, nil)
+		if a, b := merged(sc, two), merged(sc, one); a.matched != 50 || b.matched != 30 {
+			t.Errorf("narrowed %v, after matches of another block size: %v and %v, want 50 and 30 tokens", narrowed, a, b)
+		}
+		sc.matches = []kvindex.Match{match(two, 9, 0), match(one, 9, 0), match(other, 9, 0), match(two, 9, 0)}
+		sc.merge(10, []*pool.Endpoint{other})
+		if a, b, c := merged(sc, two), merged(sc, one), merged(sc, other); a.matched != 50 || b.matched != 30 || c.matched != 90 {
+			t.Errorf("narrowed %v, of a group of one endpoint: %v, %v and %v; want 50, 30 and 90 tokens", narrowed, a, b, c)
+		}
+		sc.unindex()
+		if slices.ContainsFunc(sc.position, func(p int32) bool { return p != -1 }) {
+			t.Errorf("narrowed %v, position after unindex: %v, want all -1", narrowed, sc.position)
+		}
 	}
 }
 

@@ -5,15 +5,25 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/zeebo/xxh3"
-
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // scene is what all candidates of one decision have in common.
 type scene struct {
-	now          time.Time
+	now time.Time
+	// ns is now in Unix nanoseconds, base the time of the rows' turnover.
+	ns   int64
+	base time.Time
+	// request is the price of one request in flight in seconds, perToken how many
+	// seconds the prefill of a token takes where that is not learned. reuse times
+	// a row's turnover is the share of the cache that is replaced within the
+	// horizon of reuse.
+	request, perToken, reuse float64
+	// limit is the cost above which an endpoint is not chosen: the cost of such a
+	// one may be told as any number above it.
+	limit float64
+
 	req          *Request
 	settings     *settings
 	adapter      string
@@ -21,9 +31,9 @@ type scene struct {
 	// rand may be used under the router's lock only.
 	rand *rand.Rand
 
-	// What strategies prepare: the two that power-of-two drew, the key and the
-	// bound of the hashing ones.
-	drawn [2]*pool.Endpoint
+	// What strategies prepare: the names of the two that power-of-two drew, the
+	// key and the bound of the hashing ones.
+	drawn [2]uint64
 	key   uint64
 	bound int64
 }
@@ -34,12 +44,12 @@ const leastShare = 1.0 / 256
 
 // corrected adds to a share the requests that this router has sent since it
 // was read, and takes away those that ended.
-func corrected(c *Candidate, share float64) float64 {
+func corrected(r *row, share float64) float64 {
 	per := leastShare
-	if n := c.Load.Running; c.Fresh&pool.FieldRequests != 0 && n >= 1 {
+	if n := r.load.Running; r.fresh&pool.FieldRequests != 0 && n >= 1 {
 		per = max(per, share/n)
 	}
-	return max(0, share+float64(c.InFlight-c.Load.InFlight)*per)
+	return max(0, share+float64(r.inFlight-r.load.InFlight)*per)
 }
 
 // loadBound is how many times the mean of requests in flight an endpoint may
@@ -51,66 +61,48 @@ const loadBound = 1.25
 func (sc *scene) prepareHash(key uint64, cands []Candidate) {
 	var total int64
 	for i := range cands {
-		total += cands[i].InFlight
+		total += cands[i].inFlight
 	}
 	sc.key = key
 	sc.bound = int64(math.Ceil(loadBound * float64(total+1) / float64(len(cands))))
 }
 
-func costHash(sc *scene, c *Candidate) float64 {
+func costHash(sc *scene, r *row, _ *held) float64 {
 	// 53 bits fit a float64 exactly. The name, not the address, so that a pod
 	// that comes back elsewhere gets its sessions back.
-	cost := float64(xxh3.HashStringSeed(c.Endpoint.Name, sc.key)>>11) / (1 << 53)
-	if over := c.InFlight + 1 - sc.bound; over > 0 {
+	cost := float64(mix64(r.name^sc.key)>>11) / (1 << 53)
+	if over := r.inFlight + 1 - sc.bound; over > 0 {
 		cost += 1 + float64(over)
 	}
 	return cost
 }
 
-// cached returns how many of the prompt's tokens the candidate is believed to
+// cached returns how many of the prompt's tokens an endpoint is believed to
 // hold.
-func (sc *scene) cached(c *Candidate) float64 {
-	reported := float64(c.MatchedTokens)
-	return sc.faith(c)*reported + c.Endpoint.State.Faith()*max(0, float64(c.ExpectedTokens)-reported)
+func (sc *scene) cached(r *row, h *held) float64 {
+	reported := float64(h.matched)
+	return sc.faith(r, h)*reported + r.faith*max(0, float64(h.expected)-reported)
 }
 
-// faith returns the share of the candidate's reported tokens that is believed.
-func (sc *scene) faith(c *Candidate) float64 {
-	f := c.Endpoint.State.Faith()
-	if c.Trust != kvindex.TrustExact {
+// faith returns the share of the endpoint's reported tokens that is believed.
+func (sc *scene) faith(r *row, h *held) float64 {
+	f := r.faith
+	if h.trust != kvindex.TrustExact {
 		f *= sc.settings.cfg.PrefixCache.InexactFaith
 	}
 	return f
 }
 
-// prefillRate returns how many prompt tokens the candidate computes a second.
-func (sc *scene) prefillRate(c *Candidate) float64 {
-	if c.Fresh&pool.FieldPrefillRate != 0 {
-		return max(1, c.Load.PrefillRate)
+// prefill returns how many seconds the prefill of a token takes.
+func (sc *scene) prefill(r *row) float64 {
+	if r.perToken > 0 {
+		return r.perToken
 	}
-	return sc.settings.cfg.PrefixCache.PrefillRate
+	return sc.perToken
 }
 
-// requestCost returns the price of the requests that the candidate works on:
-// own ones, and those of others as of the last read.
-func (sc *scene) requestCost(c *Candidate) float64 {
-	n := float64(c.InFlight)
-	if c.Fresh&pool.FieldRequests != 0 {
-		n += max(0, c.Load.Running+c.Load.Waiting-float64(c.Load.InFlight))
-	}
-	return n * inSeconds(sc.settings.cfg.PrefixCache.RequestCost)
-}
+// requestCost returns the price of the requests that the endpoint works on.
+func (sc *scene) requestCost(r *row) float64 { return r.requests * sc.request }
 
 // wait returns how long a new request waits for those before it.
-func (sc *scene) wait(c *Candidate) float64 {
-	wait := inSeconds(c.Backlog)
-	const queue = pool.FieldRequests | pool.FieldLatency
-	if c.Fresh&queue == queue && c.Load.Waiting > 0 {
-		wait = math.Max(wait, c.Load.Waiting*(c.Load.PrefillSeconds+c.Load.DecodeSeconds)/max(1, c.Load.Running))
-	}
-	return wait
-}
-
-// inSeconds is d.Seconds() without its two integer divisions, which count in
-// what is done for every candidate.
-func inSeconds(d time.Duration) float64 { return float64(d) / 1e9 }
+func (sc *scene) wait(r *row) float64 { return max(sc.backlog(r), r.queue) }

@@ -57,7 +57,7 @@ func (s *strategy) fill(sc *scratch, add func(*Candidate, float64)) (Reason, int
 	sc.costs = sc.costs[:0]
 	worst, n := math.Inf(-1), 0
 	for i := range cands {
-		cost := s.cost(&sc.scene, &cands[i])
+		cost := s.cost(&sc.scene, &cands[i].row, &cands[i].held)
 		if missing(cost) {
 			n++
 			cands[i].Missing = true
@@ -80,7 +80,7 @@ func (s *strategy) fill(sc *scratch, add func(*Candidate, float64)) (Reason, int
 
 func byInFlight(cands []Candidate) {
 	for i := range cands {
-		cands[i].Cost = float64(cands[i].InFlight)
+		cands[i].Cost = float64(cands[i].inFlight)
 	}
 }
 
@@ -98,23 +98,27 @@ type prospect struct {
 // reason of the decision, less what depends on the winner. The router's lock
 // is held. draw orders equal costs, see [scratch.first].
 func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect, draw uint64) (Reason, int) {
-	sc.scene = scene{
-		now: req.Arrived, req: req, settings: st, adapter: p.adapter, promptTokens: p.promptTokens, rand: r.rand,
-	}
+	sc.scene = scene{req: req, settings: st, adapter: p.adapter, promptTokens: p.promptTokens, rand: r.rand}
+	r.board.begin(&sc.scene, req.Arrived)
 	if p.matches {
 		r.recent.expect(req.Arrived, sc)
 	}
 	if sc.model != nil {
-		sc.narrow(p.strategy, max(1+st.cfg.Fallbacks, maxViews), draw)
+		r.board.sync(sc.snap, req.Arrived)
+		sc.narrow(&r.board, p.strategy, max(1+st.cfg.Fallbacks, maxViews), draw)
+	} else {
+		for i := range sc.candidates {
+			p.look(&sc.scene, &sc.candidates[i])
+		}
+		if p.matches {
+			sc.longest()
+		}
 	}
 	sc.unindex()
-	for i := range sc.candidates {
-		p.look(&sc.candidates[i], req.Arrived)
-	}
 	reason := p.strategy.reason
 	if p.matches {
 		reason = p.reason
-		if reason == ReasonCold && sc.longest() > 0 {
+		if sc.reported > 0 || reason == ReasonCold && sc.most > 0 {
 			reason = ReasonPrefix
 		}
 		if p.blend != nil && (reason == ReasonPrefix || reason == ReasonCold || reason == ReasonShort) {
@@ -129,21 +133,21 @@ func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect, dra
 }
 
 // look reads what s needs to know of a candidate's load.
-func (s *strategy) look(c *Candidate, now time.Time) {
+func (s *strategy) look(sc *scene, c *Candidate) {
 	if s.counts {
-		c.InFlight = c.Endpoint.State.InFlight()
+		c.count(c.Endpoint)
 		return
 	}
-	c.look(now)
+	c.look(sc)
 }
 
-// longest returns the most tokens that any candidate is expected to hold.
-func (sc *scratch) longest() int {
-	most := 0
+// longest finds out the most tokens that any candidate holds.
+func (sc *scratch) longest() {
+	sc.most, sc.reported = 0, 0
 	for i := range sc.candidates {
-		most = max(most, sc.candidates[i].ExpectedTokens)
+		h := &sc.candidates[i].held
+		sc.most, sc.reported = max(sc.most, h.expected), max(sc.reported, h.matched)
 	}
-	return most
 }
 
 // selectAndReserve picks the best candidate and counts the request on it, in
@@ -162,21 +166,17 @@ func (r *Router) choose(st *settings, req *Request, sc *scratch, p *prospect) (T
 	cands := sc.candidates // judge may have narrowed them
 	n := min(1+st.cfg.Fallbacks, len(cands))
 	endpoints := make([]*pool.Endpoint, n)
-	longest := 0
-	if reason == ReasonPrefix {
-		longest = sc.longest()
-	}
 	sc.first(n, draw)
 	for i := range n {
 		endpoints[i] = cands[i].Endpoint
 	}
 	won := &cands[0]
-	if reason == ReasonPrefix && won.ExpectedTokens < longest {
+	if reason == ReasonPrefix && won.expected < sc.most {
 		reason = ReasonSpill
 	}
 	t := Target{
 		Endpoints: endpoints, Strategy: p.name, Reason: reason, Tokens: p.tokens,
-		PromptTokens: p.promptTokens, MatchedTokens: won.MatchedTokens,
+		PromptTokens: p.promptTokens, MatchedTokens: won.matched,
 	}
 	r.log.record(sc, &t, p)
 	r.turn++
@@ -193,13 +193,13 @@ func (r *Router) choose(st *settings, req *Request, sc *scratch, p *prospect) (T
 // reserve counts the request on the winner.
 func (r *Router) reserve(sc *scratch, won *Candidate, t *Target) {
 	s := &sc.scene
-	t.expected = int(s.cached(won))
+	t.expected = int(s.cached(&won.row, &won.held))
 	t.context = int64(s.promptTokens)
 	if t.context == 0 {
 		t.context = guessTokens(s.req)
 	}
 	t.work = max(0, t.context-int64(t.expected))
-	t.queued = time.Duration(float64(t.work) / s.prefillRate(won) * float64(time.Second))
+	t.queued = time.Duration(float64(t.work) * s.prefill(&won.row) * float64(time.Second))
 	state := won.Endpoint.State
 	state.Reserve(t.work)
 	state.AddContext(t.context)

@@ -36,12 +36,9 @@ type strategy struct {
 	// fewest requests in flight decide.
 	prepare func(*scene, []Candidate) Reason
 	// cost returns a candidate's cost; NaN: its data is missing. nil for blends.
-	cost func(*scene, *Candidate) float64
+	cost func(*scene, *row, *held) float64
 	// terms appends what the cost is the sum of; nil: it is of one piece.
 	terms func(*scene, *Candidate, []Term) []Term
-	// unmatched is cost for a candidate that holds nothing of the prompt, the
-	// same number in fewer steps; nil: cost itself has none to spare.
-	unmatched func(*scene, *Candidate) float64
 	// blend are the parts of a blend.
 	blend []part
 	// queues: requests wait for an endpoint with room, see queue.go.
@@ -125,7 +122,7 @@ func (s *strategy) termsOf(sc *scene, c *Candidate, dst []Term) []Term {
 	case s.terms != nil:
 		return s.terms(sc, c, dst)
 	}
-	return append(dst, Term{s.name, s.cost(sc, c), s.unit})
+	return append(dst, Term{s.name, s.cost(sc, &c.row, &c.held), s.unit})
 }
 
 // lookUp returns the strategy that text names, a blend perhaps.

@@ -20,11 +20,11 @@ func strategyLeastBusyTime() strategy {
 		name: "least-busy-time", doc: "the engine that had work for the smallest part of the last seconds",
 		formula: "share of time with work + correction for requests since the read", unit: UnitShare, needs: "engine metrics", missing: missingRule,
 		seconds: func(*settings) float64 { return fullSeconds },
-		cost: func(_ *scene, c *Candidate) float64 {
-			if c.Fresh&pool.FieldBusy == 0 {
+		cost: func(_ *scene, r *row, _ *held) float64 {
+			if r.fresh&pool.FieldBusy == 0 {
 				return math.NaN()
 			}
-			return max(0, c.Load.Busy+float64(c.InFlight-c.Load.InFlight)*leastShare)
+			return max(0, r.load.Busy+float64(r.inFlight-r.load.InFlight)*leastShare)
 		},
 		reason: ReasonLoad,
 	}

@@ -18,11 +18,11 @@ func strategyLeastGPUCache() strategy {
 		name: "least-gpu-cache", doc: "the least KV cache in use on the device",
 		formula: "device share + correction for requests since the read", unit: UnitShare, needs: "engine metrics", missing: missingRule,
 		seconds: func(*settings) float64 { return fullSeconds },
-		cost: func(_ *scene, c *Candidate) float64 {
-			if c.Fresh&pool.FieldKVUsage == 0 {
+		cost: func(_ *scene, r *row, _ *held) float64 {
+			if r.fresh&pool.FieldKVUsage == 0 {
 				return math.NaN()
 			}
-			return corrected(c, c.Load.KVUsage)
+			return corrected(r, r.load.KVUsage)
 		},
 		reason: ReasonLoad,
 	}

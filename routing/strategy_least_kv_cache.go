@@ -22,11 +22,11 @@ func strategyLeastKVCache() strategy {
 		name: "least-kv-cache", doc: "the least KV cache in use, on the device and in host memory",
 		formula: "device share + host share + correction for requests since the read", unit: UnitShare, needs: "engine metrics", missing: missingRule,
 		seconds: func(*settings) float64 { return fullSeconds },
-		cost: func(_ *scene, c *Candidate) float64 {
-			if c.Fresh&pool.FieldKVUsage == 0 {
+		cost: func(_ *scene, r *row, _ *held) float64 {
+			if r.fresh&pool.FieldKVUsage == 0 {
 				return math.NaN()
 			}
-			return corrected(c, c.Load.KVUsage) + c.Load.HostUsage
+			return corrected(r, r.load.KVUsage) + r.load.HostUsage
 		},
 		reason: ReasonLoad,
 	}

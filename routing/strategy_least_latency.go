@@ -22,19 +22,20 @@ func strategyLeastLatency() strategy {
 		name: "least-latency", doc: "the shortest recent time of requests, with the backlog",
 		formula: "queue + prefill + decode + backlog", unit: UnitSeconds, needs: "vLLM metrics", missing: missingRule,
 		seconds: func(*settings) float64 { return 1 },
-		cost: func(_ *scene, c *Candidate) float64 {
-			if c.Fresh&pool.FieldLatency == 0 {
+		cost: func(sc *scene, r *row, _ *held) float64 {
+			if r.fresh&pool.FieldLatency == 0 {
 				return math.NaN()
 			}
-			return c.Load.QueueSeconds + c.Load.PrefillSeconds + c.Load.DecodeSeconds + c.Backlog.Seconds()
+			return r.load.QueueSeconds + r.load.PrefillSeconds + r.load.DecodeSeconds + sc.backlog(r)
 		},
-		terms: func(_ *scene, c *Candidate, dst []Term) []Term {
-			if c.Fresh&pool.FieldLatency == 0 {
+		terms: func(sc *scene, c *Candidate, dst []Term) []Term {
+			r := &c.row
+			if r.fresh&pool.FieldLatency == 0 {
 				return dst
 			}
 			return append(dst,
-				Term{"queue", c.Load.QueueSeconds, UnitSeconds}, Term{"prefill", c.Load.PrefillSeconds, UnitSeconds},
-				Term{"decode", c.Load.DecodeSeconds, UnitSeconds}, Term{"backlog", c.Backlog.Seconds(), UnitSeconds})
+				Term{"queue", r.load.QueueSeconds, UnitSeconds}, Term{"prefill", r.load.PrefillSeconds, UnitSeconds},
+				Term{"decode", r.load.DecodeSeconds, UnitSeconds}, Term{"backlog", sc.backlog(r), UnitSeconds})
 		},
 		reason: ReasonLoad,
 	}

@@ -16,4 +16,4 @@ func strategyLeastRequest() strategy {
 	}
 }
 
-func costInFlight(_ *scene, c *Candidate) float64 { return float64(c.InFlight) }
+func costInFlight(_ *scene, r *row, _ *held) float64 { return float64(r.inFlight) }

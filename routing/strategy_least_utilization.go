@@ -20,12 +20,12 @@ func strategyLeastUtilization() strategy {
 		name: "least-utilization", doc: "the lowest engine utilization; KV-cache use where the engine does not tell",
 		formula: "utilization + correction for requests since the read", unit: UnitShare, needs: "engine metrics", missing: missingRule,
 		seconds: func(*settings) float64 { return fullSeconds },
-		cost: func(_ *scene, c *Candidate) float64 {
+		cost: func(_ *scene, r *row, _ *held) float64 {
 			switch {
-			case c.Fresh&pool.FieldUtilization != 0:
-				return corrected(c, c.Load.Utilization)
-			case c.Fresh&pool.FieldKVUsage != 0:
-				return corrected(c, c.Load.KVUsage)
+			case r.fresh&pool.FieldUtilization != 0:
+				return corrected(r, r.load.Utilization)
+			case r.fresh&pool.FieldKVUsage != 0:
+				return corrected(r, r.load.KVUsage)
 			}
 			return math.NaN()
 		},

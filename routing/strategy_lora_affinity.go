@@ -27,26 +27,27 @@ func strategyLoRAAffinity() strategy {
 		name: "lora-affinity", doc: "an engine that has the LoRA adapter loaded, unless waiting takes longer than loading it",
 		formula: "backlog + requests × price + adapter loads × 0.5 s", unit: UnitSeconds, needs: "vLLM metrics", missing: missingRule,
 		seconds: func(*settings) float64 { return 1 },
-		cost: func(sc *scene, c *Candidate) float64 {
-			return c.Backlog.Seconds() + sc.requestCost(c) + adapterLoads(sc, c)*adapterSeconds
+		cost: func(sc *scene, r *row, _ *held) float64 {
+			return sc.backlog(r) + sc.requestCost(r) + adapterLoads(sc, r)*adapterSeconds
 		},
 		terms: func(sc *scene, c *Candidate, dst []Term) []Term {
-			return append(dst, Term{"backlog", c.Backlog.Seconds(), UnitSeconds},
-				Term{"requests", sc.requestCost(c), UnitSeconds}, Term{"adapter", adapterLoads(sc, c) * adapterSeconds, UnitSeconds})
+			r := &c.row
+			return append(dst, Term{"backlog", sc.backlog(r), UnitSeconds},
+				Term{"requests", sc.requestCost(r), UnitSeconds}, Term{"adapter", adapterLoads(sc, r) * adapterSeconds, UnitSeconds})
 		},
 		reason: ReasonLoad,
 	}
 }
 
-func adapterLoads(sc *scene, c *Candidate) float64 {
+func adapterLoads(sc *scene, r *row) float64 {
 	switch {
 	case sc.adapter == "":
 		return 0
-	case c.Fresh&pool.FieldAdapters == 0:
+	case r.fresh&pool.FieldAdapters == 0:
 		return math.NaN()
-	case slices.Contains(c.Load.Adapters, sc.adapter):
+	case slices.Contains(r.load.Adapters, sc.adapter):
 		return 0
-	case c.Load.MaxAdapters == 0 || len(c.Load.Adapters) < c.Load.MaxAdapters:
+	case r.load.MaxAdapters == 0 || len(r.load.Adapters) < r.load.MaxAdapters:
 		return 1
 	}
 	return 2

@@ -15,22 +15,22 @@ func strategyPowerOfTwo() strategy {
 		name:   "power-of-two", doc: "the one with fewer requests in flight of two that are drawn at random",
 		formula: "requests in flight; infinite unless drawn", unit: UnitRequests, needs: "own accounting", missing: "–",
 		prepare: func(sc *scene, cands []Candidate) Reason {
-			sc.drawn[0], sc.drawn[1] = nil, nil
+			sc.drawn = [2]uint64{}
 			if n := len(cands); n > 1 {
 				i := sc.rand.IntN(n)
 				j := sc.rand.IntN(n - 1)
 				if j >= i {
 					j++
 				}
-				sc.drawn[0], sc.drawn[1] = cands[i].Endpoint, cands[j].Endpoint
+				sc.drawn[0], sc.drawn[1] = cands[i].name, cands[j].name
 			}
 			return ReasonNone
 		},
-		cost: func(sc *scene, c *Candidate) float64 {
-			if sc.drawn[0] != nil && c.Endpoint != sc.drawn[0] && c.Endpoint != sc.drawn[1] {
+		cost: func(sc *scene, r *row, _ *held) float64 {
+			if sc.drawn[0] != sc.drawn[1] && r.name != sc.drawn[0] && r.name != sc.drawn[1] {
 				return math.Inf(1)
 			}
-			return float64(c.InFlight)
+			return float64(r.inFlight)
 		},
 		reason: ReasonLoad,
 	}

@@ -1,7 +1,5 @@
 package routing
 
-import "github.com/warmpath/warmpath/routing/pool"
-
 // strategyPrefixCache takes the candidate that is expected to answer the first
 // token soonest, prices what that takes from others, and keeps prompts where
 // they are cached as long as that costs little.
@@ -49,56 +47,49 @@ func strategyPrefixCache() strategy {
 		needs: "KV events, own accounting; better with engine metrics", missing: "what is unknown counts as 0; no prefix known: load decides",
 		seconds: func(*settings) float64 { return 1 },
 		matches: true, alone: true,
-		cost: func(sc *scene, c *Candidate) float64 {
-			var e estimated
-			e.fill(sc, c)
-			return e.wait + e.requests + e.prefill + e.load + e.evictions - e.affinity
-		},
-		unmatched: func(sc *scene, c *Candidate) float64 {
-			prompt, rate := float64(sc.promptTokens), sc.prefillRate(c)
-			return sc.wait(c) + sc.requestCost(c) + prompt/rate + sc.evictions(c, prompt, rate)
+		cost: func(sc *scene, r *row, h *held) float64 {
+			if h.expected == 0 {
+				if least := sc.wait(r) + sc.requestCost(r); least > sc.limit {
+					return least // and more, all of it positive
+				}
+			}
+			perToken := sc.prefill(r)
+			uncached, load, affinity := sc.saved(r, h, perToken)
+			return sc.wait(r) + sc.requestCost(r) + uncached*perToken + load + sc.evictions(r, uncached, perToken) - affinity
 		},
 		terms: func(sc *scene, c *Candidate, dst []Term) []Term {
-			var e estimated
-			e.fill(sc, c)
-			return append(dst, Term{"wait", e.wait, UnitSeconds}, Term{"requests", e.requests, UnitSeconds},
-				Term{"prefill", e.prefill, UnitSeconds}, Term{"load", e.load, UnitSeconds},
-				Term{"evictions", e.evictions, UnitSeconds}, Term{"affinity", -e.affinity, UnitSeconds})
+			r, perToken := &c.row, sc.prefill(&c.row)
+			uncached, load, affinity := sc.saved(r, &c.held, perToken)
+			return append(dst, Term{"wait", sc.wait(r), UnitSeconds}, Term{"requests", sc.requestCost(r), UnitSeconds},
+				Term{"prefill", uncached * perToken, UnitSeconds}, Term{"load", load, UnitSeconds},
+				Term{"evictions", sc.evictions(r, uncached, perToken), UnitSeconds}, Term{"affinity", -affinity, UnitSeconds})
 		},
 		reason: ReasonPrefix,
 	}
 }
 
-// estimated are the terms of prefix-cache, in seconds.
-type estimated struct{ wait, requests, prefill, load, evictions, affinity float64 }
-
-func (e *estimated) fill(sc *scene, c *Candidate) {
-	cfg := &sc.settings.cfg.PrefixCache
-	faith := sc.faith(c)
-	below := faith * float64(c.MatchedTokens-c.DeviceTokens)
-	cached := sc.cached(c)
+// saved returns how many of the prompt's tokens an endpoint that prefills one in
+// perToken seconds has to compute, how many seconds it takes to load what it
+// holds below the device, and how many affinity is worth.
+func (sc *scene) saved(r *row, h *held, perToken float64) (uncached, load, affinity float64) {
 	prompt := float64(sc.promptTokens)
-	uncached := max(0, prompt-cached)
-	rate := sc.prefillRate(c)
-	e.wait, e.requests, e.prefill, e.load = sc.wait(c), sc.requestCost(c), uncached/rate, below/cfg.LoadRate
-	e.evictions = sc.evictions(c, uncached, rate)
-	if cached > 0 && cached >= cfg.AffinityFloor*prompt {
-		e.affinity = min(inSeconds(cfg.Release), cfg.ReleaseSavings*cached/rate)
+	if h.expected == 0 {
+		return prompt, 0, 0
 	}
+	cfg := &sc.settings.cfg.PrefixCache
+	cached := sc.cached(r, h)
+	if cached > 0 && cached >= cfg.AffinityFloor*prompt {
+		affinity = min(cfg.Release.Seconds(), cfg.ReleaseSavings*cached*perToken)
+	}
+	return max(0, prompt-cached), sc.faith(r, h) * float64(h.matched-h.device) / cfg.LoadRate, affinity
 }
 
-// evictions returns the price of what a candidate has to evict for uncached
-// tokens that it computes at a rate.
-func (sc *scene) evictions(c *Candidate, uncached, rate float64) float64 {
-	if c.Fresh&pool.FieldCapacity == 0 || c.Load.Capacity <= 0 {
-		return 0
-	}
-	computed := max(c.Load.Computed, float64(c.Endpoint.State.Placed()))
-	evicted := min(uncached, max(0, computed+uncached-c.Load.Capacity))
+// evictions returns the price of what an endpoint has to evict for uncached
+// tokens.
+func (sc *scene) evictions(r *row, uncached, perToken float64) float64 {
+	evicted := uncached + min(0, r.over)
 	if evicted <= 0 {
 		return 0
 	}
-	cfg := &sc.settings.cfg.PrefixCache
-	churn := min(1, inSeconds(cfg.ReuseHorizon)*c.Endpoint.State.Churn(sc.now)/c.Load.Capacity)
-	return cfg.EvictionPrice * churn * evicted / rate
+	return sc.settings.cfg.PrefixCache.EvictionPrice * min(1, sc.reuse*r.turnover) * evicted * perToken
 }

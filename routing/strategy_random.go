@@ -8,7 +8,7 @@ func strategyRandom() strategy {
 		counts: true, alone: true,
 		name: "random", doc: "any endpoint, with equal chances",
 		formula: "0", unit: UnitNone, needs: "nothing", missing: "–",
-		cost:   func(*scene, *Candidate) float64 { return 0 },
+		cost:   func(*scene, *row, *held) float64 { return 0 },
 		reason: ReasonRandom,
 	}
 }

@@ -12,7 +12,7 @@ func strategyRoundRobin() strategy {
 		counts: true, alone: true,
 		name: "round-robin", doc: "the endpoint that was chosen longest ago",
 		formula: "number of the decision that last chose it", unit: UnitTurns, needs: "own accounting", missing: "–",
-		cost:   func(_ *scene, c *Candidate) float64 { return float64(c.Endpoint.State.Turn()) },
+		cost:   func(_ *scene, r *row, _ *held) float64 { return float64(r.turn) },
 		reason: ReasonTurn,
 	}
 }

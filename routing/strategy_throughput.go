@@ -19,11 +19,11 @@ func strategyThroughput() strategy {
 		name: "throughput", doc: "the engine that processed the fewest tokens lately",
 		formula: "2 × prompt tokens/s + generated tokens/s", unit: UnitRate, needs: "engine metrics", missing: missingRule,
 		seconds: func(st *settings) float64 { return fullSeconds / st.cfg.PrefixCache.PrefillRate },
-		cost: func(_ *scene, c *Candidate) float64 {
-			if c.Fresh&pool.FieldThroughput == 0 {
+		cost: func(_ *scene, r *row, _ *held) float64 {
+			if r.fresh&pool.FieldThroughput == 0 {
 				return math.NaN()
 			}
-			return 2*c.Load.PromptRate + c.Load.GenerationRate
+			return 2*r.load.PromptRate + r.load.GenerationRate
 		},
 		reason: ReasonLoad,
 	}

@@ -154,7 +154,8 @@ func (t *Tokens) usable(size, known int) int {
 }
 
 // match fills in how many of the prompt's tokens each candidate holds. It
-// returns the prompt's length in tokens.
+// returns the reason of the decision if none of them holds any, and the prompt's
+// length in tokens.
 func (r *Router) match(ctx context.Context, req *Request, sc *scratch, scope kvindex.Scope, serving []*pool.Endpoint) (Reason, int, TokenView) {
 	sizes := sc.blockSizes()
 	if len(sizes) == 0 {
@@ -163,7 +164,7 @@ func (r *Router) match(ctx context.Context, req *Request, sc *scratch, scope kvi
 	if reason := r.tokens(ctx, req, sc, serving, sizes); reason != ReasonNone {
 		return reason, 0, TokenView{Fault: reason}
 	}
-	short, best := true, 0
+	short := true
 	for i := range sc.tokens {
 		t := &sc.tokens[i]
 		for _, size := range sizes {
@@ -179,14 +180,12 @@ func (r *Router) match(ctx context.Context, req *Request, sc *scratch, scope kvi
 			k := chain{size, sc.chain[from:], t.Endpoints}
 			sc.chains = append(sc.chains, k)
 			sc.matches = r.index.Match(sc.matches[:0], k.blocks, req.Arrived, nil)
-			best = max(best, sc.merge(size, t.Endpoints))
+			sc.merge(size, t.Endpoints)
 		}
 	}
 	first := &sc.tokens[0]
 	view := TokenView{Source: first.Source, Unseen: first.Unseen, Fault: first.Fault}
 	switch {
-	case best > 0:
-		return ReasonPrefix, first.Count, view
 	case first.Fault != ReasonNone:
 		return first.Fault, first.Count, view
 	case short && first.Unseen == 0:

@@ -64,6 +64,7 @@ func (s *State) Observe(now time.Time, o Outcome) bool {
 		}
 		if s.cool.Load() != 0 {
 			s.cool.Store(0)
+			s.touch()
 		}
 	case OutcomeFault:
 		n := s.failures.Add(1)
@@ -87,6 +88,7 @@ func (s *State) coolDown(now time.Time, n int32) {
 		d = min(coolMost, coolFirst<<n)
 	}
 	s.cool.Store(now.Add(d).UnixNano())
+	s.touch()
 }
 
 // Cooling tells whether the endpoint failed a short time ago and should get no
@@ -95,6 +97,10 @@ func (s *State) Cooling(now time.Time) bool {
 	c := s.cool.Load()
 	return c != 0 && now.UnixNano() < c
 }
+
+// Cools returns when the cool-down ends or ended, in Unix nanoseconds, 0 if the
+// endpoint is trusted.
+func (s *State) Cools() int64 { return s.cool.Load() }
 
 // CoolUntil returns when the cool-down ends or ended, zero if the endpoint is
 // trusted.
@@ -112,5 +118,6 @@ func (s *State) Try(now time.Time) {
 	c := s.cool.Load()
 	if c != 0 && now.UnixNano() >= c {
 		s.cool.CompareAndSwap(c, now.Add(coolFirst).UnixNano())
+		s.touch()
 	}
 }

@@ -36,6 +36,7 @@ type Pool struct {
 	listed  listed
 	nextID  uint32
 	freeIDs []uint32
+	changes changes
 	// Publishers have ids of their own.
 	nextPublisher  uint32
 	freePublishers []uint32
@@ -100,7 +101,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.C
 		byName: map[string]*member{}, listed: newListed(), sources: sources, unsynced: len(sources),
 	}
 	p.buffers.New = func() any { return new(bytes.Buffer) }
-	p.snapshot.Store(newSnapshot(nil, &p.sizesChanged))
+	p.snapshot.Store(newSnapshot(nil, &p.sizesChanged, nil))
 	if len(sources) == 0 {
 		close(p.synced)
 	}
@@ -214,6 +215,7 @@ func (p *Pool) admit(l Listing, predecessor *member) *member {
 		m.id = p.nextID
 		p.nextID++
 	}
+	m.state.changed, p.changes = p.changes.of(m.id)
 	p.admitted++
 	m.inc = p.admitted
 	if p.begin != nil {

@@ -88,6 +88,9 @@ type Model struct {
 	Base, Adapter string
 	// Endpoints serve the model and are candidates.
 	Endpoints []*Endpoint
+	// Refs has, for each of Endpoints, what a pass over all of them needs of it,
+	// without the endpoints' memory.
+	Refs []Ref
 
 	// place[id] is 1 + the index in Endpoints of the endpoint of an id, 0 where
 	// there is none.
@@ -96,6 +99,14 @@ type Model struct {
 	// that became known; nil outside a pool.
 	sizes   atomic.Pointer[blockSizes]
 	changed *atomic.Uint64
+}
+
+// Ref tells an endpoint in few bytes.
+type Ref struct {
+	ID          kvindex.EndpointID
+	Incarnation uint32
+	// Publishers is how many event streams it has.
+	Publishers int32
 }
 
 // blockSizes is a list of distinct block sizes that was true when the pool's
@@ -107,10 +118,25 @@ type blockSizes struct {
 
 // Endpoint returns the one of m.Endpoints that has the id, nil if none has.
 func (m *Model) Endpoint(id kvindex.EndpointID) *Endpoint {
-	if int(id) >= len(m.place) || m.place[id] == 0 {
-		return nil
+	if i := m.index(id); i >= 0 {
+		return m.Endpoints[i]
 	}
-	return m.Endpoints[m.place[id]-1]
+	return nil
+}
+
+// Ref is [Model.Endpoint] for m.Refs.
+func (m *Model) Ref(id kvindex.EndpointID) *Ref {
+	if i := m.index(id); i >= 0 {
+		return &m.Refs[i]
+	}
+	return nil
+}
+
+func (m *Model) index(id kvindex.EndpointID) int {
+	if int(id) >= len(m.place) {
+		return -1
+	}
+	return int(m.place[id]) - 1
 }
 
 // BlockSizes returns the distinct block sizes that the model's endpoints have
@@ -144,6 +170,7 @@ func (m *Model) add(e *Endpoint) {
 		return
 	}
 	m.Endpoints = append(m.Endpoints, e)
+	m.Refs = append(m.Refs, Ref{e.ID, e.Incarnation, int32(len(e.Publishers))})
 	for len(m.place) <= int(e.ID) {
 		m.place = append(m.place, 0)
 	}
@@ -166,6 +193,7 @@ type Snapshot struct {
 	complete   bool
 	superseded chan struct{}
 	changed    *atomic.Uint64
+	changes    changes
 }
 
 // Model returns the model of a name, also one whose endpoints all fail at the
@@ -204,8 +232,8 @@ func (s *Snapshot) Superseded() <-chan struct{} { return s.superseded }
 const AnnotationProfiles = "model.aibrix.ai/config"
 
 // newSnapshot returns a snapshot of endpoints whose states count in changed the
-// block sizes that become known.
-func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64) *Snapshot {
+// block sizes that become known, and in changes all else.
+func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64, changes changes) *Snapshot {
 	s := &Snapshot{
 		Endpoints:  endpoints,
 		byID:       make(map[kvindex.EndpointID]*Endpoint, len(endpoints)),
@@ -214,6 +242,7 @@ func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64) *Snapshot {
 		complete:   true,
 		superseded: make(chan struct{}),
 		changed:    changed,
+		changes:    changes,
 	}
 	type profile struct{ base, text string }
 	profiled := map[profile]bool{}

@@ -25,7 +25,7 @@ func TestModel_FindsItsEndpoints(t *testing.T) {
 			e.Health = Health(rapid.IntRange(0, int(HealthFailed)).Draw(t, "health"))
 			endpoints = append(endpoints, e)
 		}
-		s := newSnapshot(endpoints, &changed)
+		s := newSnapshot(endpoints, &changed, nil)
 		for _, name := range []string{"a", "b"} {
 			var want []*Endpoint
 			for _, e := range endpoints {
@@ -59,7 +59,7 @@ func TestModel_BlockSizesAreThoseOfNow(t *testing.T) {
 		e.Models = []string{"m"}
 		endpoints = append(endpoints, e)
 	}
-	s := newSnapshot(endpoints, &changed)
+	s := newSnapshot(endpoints, &changed, nil)
 	m, _ := s.Model("m")
 	if got := m.BlockSizes(); len(got) != 0 {
 		t.Errorf("sizes %v before any was reported", got)

@@ -282,7 +282,7 @@ func (p *Pool) publish() {
 	for h, n := range counts {
 		p.metrics.endpoints[Health(h)].Set(float64(n))
 	}
-	old := p.snapshot.Swap(newSnapshot(endpoints, &p.sizesChanged))
+	old := p.snapshot.Swap(newSnapshot(endpoints, &p.sizesChanged, p.changes))
 	close(old.superseded)
 	p.dirty = false
 	now := time.Now()

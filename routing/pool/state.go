@@ -37,9 +37,19 @@ type State struct {
 	// sizesChanged, where it is not nil, counts the block sizes that became
 	// known of any endpoint of the pool.
 	sizesChanged *atomic.Uint64
+	// changed, where it is not nil, counts the changes of what decisions read,
+	// see changes.go. It is raised after the change.
+	changed *atomic.Uint32
 	// 128 bytes are a size class of the allocator whose objects begin on a cache
 	// line; any other size would have the first words lie on two.
-	_ [16]byte
+	_ [8]byte
+}
+
+// touch tells that something that decisions read has changed.
+func (s *State) touch() {
+	if s.changed != nil {
+		s.changed.Add(1)
+	}
 }
 
 // Reserve counts one more request in flight, with tokens of prefill work
@@ -47,6 +57,7 @@ type State struct {
 func (s *State) Reserve(tokens int64) {
 	s.inFlight.Add(1)
 	s.prefillTokens.Add(tokens)
+	s.touch()
 }
 
 // Release undoes one Reserve. tokens is what is left of its prefill work: 0
@@ -54,6 +65,7 @@ func (s *State) Reserve(tokens int64) {
 func (s *State) Release(tokens int64) {
 	s.inFlight.Add(-1)
 	s.prefillTokens.Add(-tokens)
+	s.touch()
 }
 
 // PrefillDone takes back the prefill work of a request that stays in flight.
@@ -74,7 +86,10 @@ func (s *State) AddContext(tokens int64) { s.contextTokens.Add(tokens) }
 func (s *State) ContextTokens() int64 { return s.contextTokens.Load() }
 
 // SetTurn records the number of the decision that chose the endpoint.
-func (s *State) SetTurn(n uint64) { s.turn.Store(n) }
+func (s *State) SetTurn(n uint64) {
+	s.turn.Store(n)
+	s.touch()
+}
 
 // Turn returns the number of the last decision that chose the endpoint, 0 if
 // none has.
@@ -90,6 +105,7 @@ func (s *State) Enqueue(now time.Time, work time.Duration) time.Time {
 		old := s.drains.Load()
 		end := max(old, now.UnixNano()) + int64(work)
 		if s.drains.CompareAndSwap(old, end) {
+			s.touch()
 			return time.Unix(0, end)
 		}
 	}
@@ -100,8 +116,13 @@ func (s *State) Enqueue(now time.Time, work time.Duration) time.Time {
 func (s *State) Dequeue(now, end time.Time, work time.Duration) {
 	if left := min(work, end.Sub(now)); left > 0 {
 		s.drains.Add(-int64(left))
+		s.touch()
 	}
 }
+
+// Drains returns when the prefill work given so far will be done, in Unix
+// nanoseconds, 0 if there never was any.
+func (s *State) Drains() int64 { return s.drains.Load() }
 
 // Backlog returns how long the prefill work given so far will still take.
 func (s *State) Backlog(now time.Time) time.Duration {
@@ -123,6 +144,7 @@ func (s *State) Place(now time.Time, tokens int64) {
 		old := s.churn.Load()
 		rate := churnAt(old, t) + float64(tokens)/churnWindow
 		if s.churn.CompareAndSwap(old, math.Float64bits(t+churnWindow*math.Log(rate))) {
+			s.touch()
 			return
 		}
 	}
@@ -134,6 +156,10 @@ func (s *State) Placed() int64 { return s.placed.Load() }
 // Churn returns how many tokens a second were placed lately, an exponentially
 // weighted mean.
 func (s *State) Churn(now time.Time) float64 { return churnAt(s.churn.Load(), seconds(now)) }
+
+// ChurnDecay returns by which factor the churn falls in d while nothing is
+// placed: Churn(t+d) = Churn(t) × ChurnDecay(d).
+func ChurnDecay(d time.Duration) float64 { return math.Exp(-d.Seconds() / churnWindow) }
 
 // churnAt reads a level. A rate r at time t that decays with the time constant
 // w is kept as the one number L = t + w·ln r: at any later time it is
@@ -162,6 +188,7 @@ func (s *State) ObserveCached(predicted, reused int) {
 		r := math.Float64frombits(old)
 		r += faithStep * (wrong - r)
 		if s.refuted.CompareAndSwap(old, math.Float64bits(r)) {
+			s.touch()
 			return
 		}
 	}
@@ -176,7 +203,10 @@ func (s *State) Faith() float64 { return 1 - math.Float64frombits(s.refuted.Load
 func (s *State) Load() *Load { return s.load.Load() }
 
 // SetLoad replaces what [State.Load] returns. l must not be changed after.
-func (s *State) SetLoad(l *Load) { s.load.Store(l) }
+func (s *State) SetLoad(l *Load) {
+	s.load.Store(l)
+	s.touch()
+}
 
 // maxBlockSizes bounds what a publisher can make every request hash: one
 // chain is hashed for each block size in use.
