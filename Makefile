@@ -72,7 +72,7 @@ test-deploy: export WARMPATH_TEST_KUBE_APISERVER := $(KUBE_APISERVER)
 test-deploy: export WARMPATH_TEST_ETCD := $(ETCD)
 test-deploy: apiserver ## test discovery against a real Kubernetes API server, built on first use
 	@echo '== tests against a Kubernetes API server'
-	$(GO) -C $(CONFORMANCE) test -shuffle=on -timeout 15m ./...
+	$(GO) -C $(CONFORMANCE) test -count=1 -shuffle=on -timeout 15m ./...
 
 .PHONY: test-chart
 test-chart: export WARMPATH_TEST_ENVOY := $(ENVOY)
@@ -93,6 +93,10 @@ lint: ## check format, vet, staticcheck
 .PHONY: format
 format: ## format all Go files
 	$(TOOL) gofumpt -w .
+
+.PHONY: tidy
+tidy: ## go mod tidy in every module: those of the tests follow the product's
+	for m in $(MODULES) $(CONFORMANCE)/tools/*/; do (cd "$$m"; $(GO) mod tidy); done
 
 .PHONY: bench
 bench: ## run the benchmarks (BENCH=regexp)

@@ -247,25 +247,23 @@ func (r *rig) status(e *publisher) events.Status {
 	return events.Status{}
 }
 
-// truth translates a pool into chain hashes. A value is true if the engine
-// announced the removal of one of two copies.
+// truth translates a pool into chain hashes.
 func (r *rig) truth(p stack.EnginePool) map[kvindex.BlockHash]bool {
-	out := map[kvindex.BlockHash]bool{}
-	for _, b := range p.Blocks {
-		root := r.hasher.Root(kvindex.Scope{Model: "m", Adapter: b.LoRA, Salt: b.Salt, BlockSize: p.BlockSize})
-		chain := kvindex.AppendChain(nil, root, r.hasher.AppendContents(nil, b.Tokens, p.BlockSize))
-		out[chain[len(chain)-1]] = b.CopyRemoved
+	r.t.Helper()
+	out, err := p.Chains(r.hasher, "m")
+	if err != nil {
+		r.t.Fatal(err)
 	}
 	return out
 }
 
 // held returns what the index says that the engine holds.
-func (r *rig) held(e *publisher) map[kvindex.BlockHash]struct{} {
-	out := map[kvindex.BlockHash]struct{}{}
+func (r *rig) held(e *publisher) map[kvindex.BlockHash]bool {
+	out := map[kvindex.BlockHash]bool{}
 	for _, ep := range r.pool.Snapshot().Endpoints {
 		if ep.Name == e.name {
 			for _, h := range r.index.AppendHeld(nil, ep.Publishers[0].ID) {
-				out[h] = struct{}{}
+				out[h] = true
 			}
 		}
 	}
@@ -275,22 +273,9 @@ func (r *rig) held(e *publisher) map[kvindex.BlockHash]struct{} {
 // difference counts blocks that the index has and the engine has not, those
 // that it lacks, and those that it lacks because a copy was removed.
 func (r *rig) difference(e *publisher, p stack.EnginePool) (over, under, copies int) {
-	held, truth := r.held(e), r.truth(p)
-	for h := range held {
-		if _, ok := truth[h]; !ok {
-			over++
-		}
-	}
-	for h, copyRemoved := range truth {
-		switch _, ok := held[h]; {
-		case ok:
-		case copyRemoved:
-			copies++
-		default:
-			under++
-		}
-	}
-	return over, under, copies
+	r.t.Helper()
+	d := stack.Differ(r.held(e), r.truth(p))
+	return d.Over, d.Under - d.UnderCopies, d.UnderCopies
 }
 
 // await polls until ok, which gets the pool of a moment at which the index

@@ -191,25 +191,48 @@ func (s *Stack) Compare(ctx context.Context, e *Engine, hasher kvindex.Hasher) (
 		}
 		index[kvindex.BlockHash(n)] = true
 	}
-	d := Difference{Held: len(p.Blocks)}
+	truth, err := p.Chains(hasher, e.Model)
+	if err != nil {
+		return Difference{}, err
+	}
+	return Differ(index, truth), nil
+}
+
+// Chains translates what the engine holds into the chain hashes that an index
+// with hasher has for a model. A value is true if the engine has announced the
+// removal of one of two copies.
+func (p EnginePool) Chains(hasher kvindex.Hasher, model string) (map[kvindex.BlockHash]bool, error) {
+	out := make(map[kvindex.BlockHash]bool, len(p.Blocks))
 	for _, b := range p.Blocks {
 		if len(b.Tokens) == 0 || len(b.Tokens)%p.BlockSize != 0 {
-			return d, errors.New("the engine's pool lists a block that is not full")
+			return nil, errors.New("the engine's pool lists a block that is not full")
 		}
-		root := hasher.Root(kvindex.Scope{Model: e.Model, Adapter: b.LoRA, Salt: b.Salt, BlockSize: p.BlockSize})
+		root := hasher.Root(kvindex.Scope{Model: model, Adapter: b.LoRA, Salt: b.Salt, BlockSize: p.BlockSize})
 		chain := kvindex.AppendChain(nil, root, hasher.AppendContents(nil, b.Tokens, p.BlockSize))
-		last := chain[len(chain)-1]
-		if index[last] {
-			delete(index, last)
-			continue
-		}
-		d.Under++
-		if b.CopyRemoved {
-			d.UnderCopies++
+		out[chain[len(chain)-1]] = b.CopyRemoved
+	}
+	return out, nil
+}
+
+// Differ compares what an index holds with the truth, see [EnginePool.Chains].
+func Differ(index map[kvindex.BlockHash]bool, truth map[kvindex.BlockHash]bool) Difference {
+	d := Difference{Held: len(truth)}
+	for h := range index {
+		if _, ok := truth[h]; !ok {
+			d.Over++
 		}
 	}
-	d.Over = len(index)
-	return d, nil
+	for h, copyRemoved := range truth {
+		switch {
+		case index[h]:
+		case copyRemoved:
+			d.Under++
+			d.UnderCopies++
+		default:
+			d.Under++
+		}
+	}
+	return d
 }
 
 // Holds tells whether the pool holds a block whose prefix begins with tokens.

@@ -69,7 +69,8 @@ func Main(m *testing.M, into **Cluster) int {
 func Of(t testing.TB, c *Cluster) (*Cluster, string) {
 	t.Helper()
 	if c == nil {
-		t.Skipf("no API server: run make test-deploy, or set %s and %s", envAPIServer, envEtcd)
+		// Read again here, where the test cache takes note of it.
+		t.Skipf("no API server: run make test-deploy, or set %s (now %q) and %s (now %q)", envAPIServer, os.Getenv(envAPIServer), envEtcd, os.Getenv(envEtcd))
 	}
 	name := fmt.Sprintf("test-%x", time.Now().UnixNano())
 	if err := c.Namespace(t.Context(), name); err != nil {
