@@ -29,6 +29,9 @@ type Config struct {
 	BlockSize int
 	// Blocks is the number of KV blocks; 0 means Profile.KVTokens worth.
 	Blocks int
+	// HostBlocks is the number of blocks that fit in a second tier in host
+	// memory; 0: there is none.
+	HostBlocks int
 	// MaxModelLen bounds prompt plus output, in tokens.
 	MaxModelLen int
 	// TokenBudget bounds the tokens computed in one step.
@@ -93,6 +96,9 @@ func (c Config) Validate() error {
 	if c.Blocks > 1<<30 {
 		errs = append(errs, fmt.Errorf("blocks: %d: must be at most %d", c.Blocks, 1<<30))
 	}
+	if c.HostBlocks < 0 || c.HostBlocks > 1<<30 {
+		errs = append(errs, fmt.Errorf("host blocks: %d: must be 0 to %d", c.HostBlocks, 1<<30))
+	}
 	if c.Profile.Base <= 0 {
 		errs = append(errs, fmt.Errorf("profile %q: base: %v ms: a step must take time", c.Profile.Name, c.Profile.Base))
 	}
@@ -109,6 +115,15 @@ type SequenceID uint64
 type Request struct {
 	// Prompt is the prompt's token ids, at least one. Submit takes ownership.
 	Prompt []kvindex.TokenID
+	// PromptTokens and Names stand in for Prompt where only lengths and the
+	// identity of blocks matter, as in simulations of long traces: the length
+	// of the prompt, and the names of its whole blocks and, as far as later
+	// prompts contain them, of those that the answer fills. Equal names must
+	// stand behind equal names. Other blocks get names of their own. Such a
+	// request's events have no tokens, and the tokens it emits are 0. Submit
+	// keeps Names, which must not change.
+	PromptTokens int
+	Names        []kvindex.EngineHash
 	// OutputTokens is the number of tokens to generate, at least 1.
 	OutputTokens int
 	// Adapter is the LoRA adapter's name, empty for the base model.
@@ -127,10 +142,13 @@ var (
 
 // sequence is the state of one request.
 type sequence struct {
-	id     SequenceID
-	tokens []kvindex.TokenID // prompt, then output
-	prompt int               // length of the prompt
-	target int               // length of tokens when finished
+	id SequenceID
+	// tokens are the prompt, then the output; nil where names stand in.
+	tokens []kvindex.TokenID
+	names  []kvindex.EngineHash
+	length int // of prompt and output so far
+	prompt int // length of the prompt
+	target int // length when finished
 	scope  *scope
 	random uint64 // seed of the answer
 
@@ -152,7 +170,7 @@ type sequence struct {
 
 // remaining is the number of tokens to compute before the next one can be
 // sampled.
-func (s *sequence) remaining() int { return len(s.tokens) - s.computed }
+func (s *sequence) remaining() int { return s.length - s.computed }
 
 // decoding says that only the last sampled token is missing.
 func (s *sequence) decoding() bool { return s.remaining() == 1 && s.computed >= s.prompt }
@@ -169,6 +187,7 @@ type Core struct {
 	cfg     Config
 	hasher  *hasher
 	pool    *blockPool
+	host    *hostTier // nil without one
 	output  func(kvindex.TokenID, uint64) kvindex.TokenID
 	loraIDs map[string]int
 
@@ -183,6 +202,7 @@ type Core struct {
 	work     work
 	inFlight bool
 	hits     []int32 // scratch of match
+	loading  int     // tokens that the step in flight loads from the host tier
 
 	// pending are the events of the next batch.
 	pending []Event
@@ -204,14 +224,18 @@ func New(cfg Config) (*Core, error) {
 	if output == nil {
 		output = NewTokenizer().Continue
 	}
-	return &Core{
+	c := &Core{
 		cfg:       cfg,
 		hasher:    h,
 		pool:      newBlockPool(cfg.Blocks),
 		output:    output,
 		loraIDs:   make(map[string]int),
 		sequences: make(map[SequenceID]*sequence),
-	}, nil
+	}
+	if cfg.HostBlocks > 0 {
+		c.host = newHostTier(cfg.HostBlocks)
+	}
+	return c, nil
 }
 
 // Config returns the configuration with defaults filled in.
@@ -221,29 +245,38 @@ func (c *Core) Config() Config { return c.cfg }
 // refused with an error that wraps [ErrTooLong] or [ErrNeverFits]; one that
 // does not fit at the moment waits.
 func (c *Core) Submit(now time.Time, r Request) (SequenceID, error) {
-	total := len(r.Prompt) + r.OutputTokens
+	prompt := len(r.Prompt)
+	if prompt == 0 {
+		prompt = r.PromptTokens
+	}
+	total := prompt + r.OutputTokens
 	switch {
-	case len(r.Prompt) == 0:
+	case prompt <= 0:
 		return 0, errors.New("prompt: empty: at least one token is needed")
 	case r.OutputTokens < 1:
 		return 0, fmt.Errorf("output tokens: %d: must be at least 1", r.OutputTokens)
 	case total > c.cfg.MaxModelLen:
 		return 0, fmt.Errorf("%d prompt and %d output tokens, limit %d: %w",
-			len(r.Prompt), r.OutputTokens, c.cfg.MaxModelLen, ErrTooLong)
+			prompt, r.OutputTokens, c.cfg.MaxModelLen, ErrTooLong)
 	// The last token is sampled and never fed back: it has no KV.
 	case c.blocksFor(total-1) > c.pool.capacity():
 		return 0, fmt.Errorf("%d prompt and %d output tokens, %d blocks of %d: %w",
-			len(r.Prompt), r.OutputTokens, c.pool.capacity(), c.cfg.BlockSize, ErrNeverFits)
+			prompt, r.OutputTokens, c.pool.capacity(), c.cfg.BlockSize, ErrNeverFits)
 	}
 	c.nextID++
 	s := &sequence{
 		id:     c.nextID,
 		tokens: r.Prompt,
-		prompt: len(r.Prompt),
+		names:  r.Names,
+		length: prompt,
+		prompt: prompt,
 		target: total,
 		scope:  &scope{adapter: r.Adapter, salt: r.Salt},
 		random: seedOf(c.cfg.OutputSeed, r.Prompt, r.Adapter),
-		stats:  Finished{ID: c.nextID, PromptTokens: len(r.Prompt), Arrived: now},
+		stats:  Finished{ID: c.nextID, PromptTokens: prompt, Arrived: now},
+	}
+	if len(r.Prompt) == 0 {
+		s.random = splitmix(s.random ^ uint64(s.id))
 	}
 	if r.Adapter != "" && c.loraIDs[r.Adapter] == 0 {
 		c.loraIDs[r.Adapter] = len(c.loraIDs) + 1
@@ -277,6 +310,9 @@ func (c *Core) Abort(id SequenceID) bool {
 func (c *Core) Reset() bool {
 	if !c.pool.reset() {
 		return false
+	}
+	if c.host != nil {
+		c.host = newHostTier(c.cfg.HostBlocks)
 	}
 	c.emit(AllBlocksCleared{})
 	return true

@@ -34,6 +34,11 @@
 //     its own copy. Output blocks are cached as they fill. The last token of a
 //     prompt is always computed, so a cached prompt of whole blocks computes
 //     its last block a second time.
+//   - A host tier, if configured, that keeps what was computed longer: every
+//     block is copied there when it becomes visible, least recently used out;
+//     a prompt that goes on there is loaded in the step that admits it, and the
+//     blocks are on the device again when that step ends (vLLM docs, KV
+//     offloading).
 //   - Block hashes of vLLM's sha256_cbor and xxhash_cbor, with LoRA name and
 //     cache salt as bare strings (releases up to 0.30), and KV events in the
 //     layouts of vLLM 0.17 to 0.32 ([Format]). A BlockRemoved per evicted block,
@@ -44,7 +49,7 @@
 //
 // Time: jitter, CPU overhead between steps, the cost of sampling, tokenization
 // or networks, adapter loading, and the difference that a batch's shape makes.
-// Cache: host and disk tiers, hybrid and sliding-window groups, several ranks,
+// Cache: disk tiers, asynchronous loading, hybrid and sliding-window groups, several ranks,
 // vLLM's reserved null block, speculative decoding and its lookahead hashes,
 // images. Scheduling: priorities, limits per adapter, watermarks. A block is
 // hashed when a sequence is scheduled or the block is full, and announced with

@@ -12,6 +12,8 @@ type Event interface {
 const (
 	// MediumGPU is the medium of the device pool.
 	MediumGPU = "GPU"
+	// MediumCPU is the medium of offloaded blocks (vLLM docs, KV offloading).
+	MediumCPU = "CPU"
 	// KindFullAttention is the kv_cache_spec_kind of ordinary models.
 	KindFullAttention = "full_attention"
 	// NoGroup as a group index leaves the field out.

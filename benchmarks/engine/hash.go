@@ -39,6 +39,13 @@ func (d Digest) Wire() kvindex.EngineHash {
 	return kvindex.EngineHash(binary.BigEndian.Uint64(d[len(d)-8:]))
 }
 
+// namedDigest returns the digest whose wire name is given.
+func namedDigest(name uint64) Digest {
+	var d Digest
+	binary.BigEndian.PutUint64(d[len(d)-8:], name)
+	return d
+}
+
 // hasher computes block digests. It reuses one buffer and is not safe for
 // concurrent use.
 type hasher struct {

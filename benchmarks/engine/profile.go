@@ -12,6 +12,7 @@ import (
 //	     + PerPrefillToken  * prefill tokens in the step
 //	     + PerPrefillPair   * sum over prefill chunks of (tokens * mean context)
 //	     + PerDecodeContext * sum over decoding sequences of their context
+//	     + PerLoadedToken   * tokens loaded from the host tier
 //
 // Times are in milliseconds.
 type Profile struct {
@@ -27,6 +28,8 @@ type Profile struct {
 	// PerDecodeContext is the time to read one token's KV for a sequence that
 	// decodes.
 	PerDecodeContext float64
+	// PerLoadedToken is the time to bring one token's KV from host memory.
+	PerLoadedToken float64
 	// KVTokens is the capacity of one endpoint's cache in tokens.
 	KVTokens int
 	// WeightFloor is the time to read the weights once, in ms; Base is never
@@ -44,19 +47,19 @@ func Profiles() []Profile {
 	return []Profile{
 		{
 			Name: "8b", Base: 5.5, PerPrefillToken: 0.0282, PerPrefillPair: 1.1e-6, PerDecodeContext: 5.6e-5,
-			KVTokens: 430_000, WeightFloor: 4.8, PeakPrefillToken: 0.0141,
+			PerLoadedToken: 0.0052, KVTokens: 430_000, WeightFloor: 4.8, PeakPrefillToken: 0.0141,
 			Source: "8B dense model, bf16, one H100: 50 % of peak FLOPs in prefill, 16 GB of weights at 3.35 TB/s, " +
-				"128 KiB of KV per token (NVIDIA H100 data sheet)",
+				"128 KiB of KV per token (NVIDIA H100 data sheet); KV from host memory at 25 GB/s a GPU, half of PCIe 5.0 x16",
 		},
 		{
 			Name: "32b", Base: 11, PerPrefillToken: 0.0490, PerPrefillPair: 1.0e-6, PerDecodeContext: 5.6e-5,
-			KVTokens: 307_328, WeightFloor: 9.8, PeakPrefillToken: 0.0295,
+			PerLoadedToken: 0.0052, KVTokens: 307_328, WeightFloor: 9.8, PeakPrefillToken: 0.0295,
 			Source: "Qwen3-32B, two H100 (TP2): llm-d's published prefill peak of 20480 tokens/s, " +
 				"8192 tokens in 0.40 s, and its KV capacity per pod",
 		},
 		{
 			Name: "70b", Base: 13, PerPrefillToken: 0.0692, PerPrefillPair: 8e-7, PerDecodeContext: 3.5e-5,
-			KVTokens: 461_376, WeightFloor: 10.5, PeakPrefillToken: 0.0346,
+			PerLoadedToken: 0.0033, KVTokens: 461_376, WeightFloor: 10.5, PeakPrefillToken: 0.0346,
 			Source: "70B dense model, bf16, four H100 (TP4): 50 % of peak FLOPs in prefill; " +
 				"cross-check: Preble's published linear fit for Llama-3-70B on H100, 0.080 ms per token",
 		},
@@ -81,6 +84,8 @@ type work struct {
 	decodes      int
 	// decodeContext is the sum of the contexts of the decoding sequences.
 	decodeContext int
+	// loaded is the number of tokens that come from the host tier.
+	loaded int
 }
 
 func (w *work) addPrefill(computed, tokens int) {
@@ -101,5 +106,6 @@ func (p Profile) duration(w work) time.Duration {
 	ms += float64(p.PerPrefillToken * float64(w.prefillTokens))
 	ms += float64(p.PerPrefillPair * w.prefillPairs)
 	ms += float64(p.PerDecodeContext * float64(w.decodeContext))
+	ms += float64(p.PerLoadedToken * float64(w.loaded))
 	return time.Duration(ms * float64(time.Millisecond))
 }

@@ -24,6 +24,7 @@ func (c *Core) Begin(now time.Time) (time.Duration, bool) {
 	c.step = c.step[:0]
 	preemptions := c.stats.Preemptions
 	budget := c.cfg.TokenBudget
+	c.loading = 0
 
 	for _, decoding := range []bool{true, false} {
 		// The list shrinks at its end while sequences are preempted.
@@ -37,10 +38,10 @@ func (c *Core) Begin(now time.Time) (time.Duration, bool) {
 		c.admit(now, &budget)
 	}
 
-	c.work = work{}
+	c.work = work{loaded: c.loading}
 	for _, s := range c.step {
 		if s.decoding() {
-			c.work.addDecode(len(s.tokens))
+			c.work.addDecode(s.length)
 		} else {
 			c.work.addPrefill(s.computed, s.scheduled)
 		}
@@ -78,9 +79,10 @@ func (c *Core) admit(now time.Time, budget *int) {
 		s := c.waiting[0]
 		hits, idle := c.match(s)
 		// Hits that nobody uses leave the free list as well.
-		if c.blocksFor(len(s.tokens))-len(hits)+idle > c.pool.free {
+		if c.blocksFor(s.length)-len(hits)+idle > c.pool.free {
 			return
 		}
+		loaded := c.matchHost(s, len(hits))
 		c.waiting = slices.Delete(c.waiting, 0, 1)
 		c.running = append(c.running, s)
 		for _, id := range hits {
@@ -88,13 +90,16 @@ func (c *Core) admit(now time.Time, budget *int) {
 			s.blocks = append(s.blocks, id)
 			s.nodes = append(s.nodes, c.pool.blocks[id].node)
 		}
-		s.computed = len(hits) * c.cfg.BlockSize
+		s.computed = (len(hits) + loaded) * c.cfg.BlockSize
+		c.loading += loaded * c.cfg.BlockSize
 		if !s.admitted {
 			s.admitted = true
 			s.stats.Admitted = now
 			s.stats.CachedTokens = s.computed
-			c.stats.CacheQueries += uint64(len(s.tokens))
-			c.stats.CacheHits += uint64(s.computed)
+			s.stats.LoadedTokens = loaded * c.cfg.BlockSize
+			c.stats.CacheQueries += uint64(s.length)
+			c.stats.CacheHits += uint64(len(hits) * c.cfg.BlockSize)
+			c.stats.HostHits += uint64(loaded * c.cfg.BlockSize)
 		}
 		n := min(s.remaining(), *budget)
 		c.allocate(s, c.blocksFor(s.computed+n)-len(s.blocks))
@@ -108,7 +113,7 @@ func (c *Core) admit(now time.Time, budget *int) {
 // references. The result is valid until the next call or change of the pool.
 func (c *Core) match(s *sequence) (hits []int32, idle int) {
 	hits = c.hits[:0]
-	limit := (len(s.tokens) - 1) / c.cfg.BlockSize
+	limit := (s.length - 1) / c.cfg.BlockSize
 	c.extendDigests(s, limit)
 	for _, d := range s.digests[:limit] {
 		id, ok := c.pool.lookup(d)
@@ -127,6 +132,13 @@ func (c *Core) match(s *sequence) (hits []int32, idle int) {
 // extendDigests makes sure that the first n blocks have their digests.
 func (c *Core) extendDigests(s *sequence, n int) {
 	bs := c.cfg.BlockSize
+	for i := len(s.digests); i < n && s.tokens == nil; i++ {
+		name := splitmix(s.random + uint64(i))
+		if i < len(s.names) {
+			name = uint64(s.names[i])
+		}
+		s.digests = append(s.digests, namedDigest(name))
+	}
 	for i := len(s.digests); i < n; i++ {
 		parent, salt := c.hasher.none, s.scope.salt
 		if i > 0 {
@@ -194,14 +206,14 @@ func (c *Core) End(now time.Time) StepResult {
 		if !s.aborted && s.remaining() == 0 {
 			c.sample(now, s)
 		}
-		if s.aborted || len(s.tokens) == s.target {
+		if s.aborted || s.length == s.target {
 			ended = true
 			c.discard(s)
 		}
 	}
 	if ended {
 		c.running = slices.DeleteFunc(c.running, func(s *sequence) bool {
-			return s.aborted || len(s.tokens) == s.target
+			return s.aborted || s.length == s.target
 		})
 	}
 	r.Events = c.pending
@@ -211,16 +223,20 @@ func (c *Core) End(now time.Time) StepResult {
 
 // sample appends the next output token.
 func (c *Core) sample(now time.Time, s *sequence) {
-	n := len(s.tokens) - s.prompt
+	n := s.length - s.prompt
 	if n == 0 {
 		s.stats.FirstToken = now
 		c.stats.PromptTokens += uint64(s.prompt)
 	}
-	t := c.output(s.tokens[len(s.tokens)-1], splitmix(s.random+uint64(n)))
-	s.tokens = append(s.tokens, t)
+	var t kvindex.TokenID
+	if s.tokens != nil {
+		t = c.output(s.tokens[len(s.tokens)-1], splitmix(s.random+uint64(n)))
+		s.tokens = append(s.tokens, t)
+	}
+	s.length++
 	c.stats.GenerationTokens++
 	c.result.Emitted = append(c.result.Emitted, Emission{ID: s.id, Token: t})
-	if len(s.tokens) == s.target {
+	if s.length == s.target {
 		s.stats.OutputTokens = s.target - s.prompt
 		s.stats.Done = now
 		c.result.Finished = append(c.result.Finished, s.stats)
@@ -249,6 +265,9 @@ func (c *Core) publish(s *sequence) {
 	if !c.cfg.NoEvents {
 		c.emit(c.stored(s, from, to))
 	}
+	if c.host != nil {
+		c.offload(s.nodes[from:to])
+	}
 }
 
 // contentOf returns the node of a sequence's block: the one that is cached
@@ -257,13 +276,12 @@ func (c *Core) contentOf(s *sequence, i int, parent *node) *node {
 	if id, ok := c.pool.lookup(s.digests[i]); ok {
 		return c.pool.blocks[id].node
 	}
-	bs := c.cfg.BlockSize
-	return &node{
-		parent: parent,
-		digest: s.digests[i],
-		tokens: slices.Clone(s.tokens[i*bs : (i+1)*bs]),
-		scope:  s.scope,
+	n := &node{parent: parent, digest: s.digests[i], scope: s.scope}
+	if s.tokens != nil {
+		bs := c.cfg.BlockSize
+		n.tokens = slices.Clone(s.tokens[i*bs : (i+1)*bs])
 	}
+	return n
 }
 
 // stored describes blocks from to to of a sequence.
@@ -272,19 +290,24 @@ func (c *Core) stored(s *sequence, from, to int) BlockStored {
 	e := BlockStored{
 		Hashes:    make([]kvindex.EngineHash, 0, to-from),
 		Root:      from == 0,
-		Tokens:    slices.Clone(s.tokens[from*bs : to*bs]),
 		BlockSize: bs,
 		LoRAID:    c.loraIDs[s.scope.adapter],
 		LoRAName:  s.scope.adapter,
 		Medium:    MediumGPU,
-		ExtraKeys: make([][]string, to-from),
 		Kind:      KindFullAttention,
+	}
+	if s.tokens != nil {
+		e.Tokens = slices.Clone(s.tokens[from*bs : to*bs])
+		e.ExtraKeys = make([][]string, to-from)
 	}
 	if from > 0 {
 		e.Parent = s.digests[from-1].Wire()
 	}
 	for i := from; i < to; i++ {
 		e.Hashes = append(e.Hashes, s.digests[i].Wire())
+		if e.ExtraKeys == nil {
+			continue
+		}
 		var keys []string
 		if s.scope.adapter != "" {
 			keys = append(keys, s.scope.adapter)

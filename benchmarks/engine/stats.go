@@ -17,9 +17,10 @@ type Stats struct {
 	// Steps counts finished steps, Preemptions sequences thrown back to the
 	// queue.
 	Steps, Preemptions uint64
-	// CacheQueries and CacheHits count prompt tokens of first admissions:
-	// all, and those found in the cache.
-	CacheQueries, CacheHits uint64
+	// CacheQueries, CacheHits and HostHits count prompt tokens of first
+	// admissions: all, those found in the cache, and those found only in the
+	// host tier.
+	CacheQueries, CacheHits, HostHits uint64
 	// PromptTokens counts the prompt tokens of requests whose prefill ended,
 	// cached or not; GenerationTokens the sampled tokens.
 	PromptTokens, GenerationTokens uint64
@@ -46,6 +47,8 @@ type Finished struct {
 	// CachedTokens is the number of prompt tokens found in the cache at the
 	// first admission: what usage.prompt_tokens_details.cached_tokens says.
 	CachedTokens int
+	// LoadedTokens is how many of them came from the host tier.
+	LoadedTokens int
 	Preemptions  int
 	// Arrived, Admitted, FirstToken and Done are the driver's times of Submit,
 	// of the first Begin and of two Ends.
