@@ -48,8 +48,8 @@ const maxBackOff = 16
 func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Duration, random *rand.Rand) {
 	timer := time.NewTimer(first)
 	defer timer.Stop()
-	var before, now sample
-	var known bool
+	meter := Meter{names: p.names, staleAfter: p.cfg.Load.StaleAfter}
+	known := false
 	failures, told := 0, true
 	same := p.answersReads(m.spec)
 	for {
@@ -58,7 +58,7 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 			return
 		case <-timer.C:
 		}
-		fault, err := p.read(ctx, url, &now)
+		l, fault, err := p.read(ctx, url, &meter, m.state)
 		if ctx.Err() != nil {
 			return
 		}
@@ -74,6 +74,7 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 			if told {
 				p.log.Warn("an engine's load cannot be read; strategies that need it do without", "endpoint", m.spec.Name, "err", err)
 			}
+			meter.Forget()
 			known, told = false, false
 			failures = min(failures+1, maxBackOff)
 			interval *= time.Duration(failures)
@@ -82,16 +83,7 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 			if !told {
 				p.log.Info("an engine's load can be read again", "endpoint", m.spec.Name)
 			}
-			failures, told = 0, true
-			var last *sample
-			if known {
-				last = &before
-			}
-			l := newLoad(time.Now(), &now, last, m.state.Load(), m.state.InFlight())
-			l.Until = l.At.Add(p.cfg.Load.StaleAfter)
-			m.state.SetLoad(l)
-			now.adapters = nil // they belong to l
-			before, known = now, true
+			failures, told, known = 0, true, true
 			if l.InFlight > 0 || l.Running+l.Waiting > 0 {
 				interval /= 4
 			}
@@ -100,36 +92,36 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 	}
 }
 
-// read fills s from url.
-func (p *Pool) read(ctx context.Context, url string, s *sample) (loadFault, error) {
+// read reads url and sets what it says as the load of state.
+func (p *Pool) read(ctx context.Context, url string, m *Meter, state *State) (*Load, loadFault, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Load.Timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return faultUnreachable, err
+		return nil, faultUnreachable, err
 	}
 	// To inflate costs more than to read it uncompressed from a neighbour.
 	req.Header.Set("Accept-Encoding", "identity")
 	resp, err := p.client.Do(req)
 	if err != nil {
-		return faultUnreachable, err
+		return nil, faultUnreachable, err
 	}
 	defer resp.Body.Close()
 	b := p.buffers.Get().(*bytes.Buffer)
 	defer p.buffers.Put(b)
 	b.Reset()
 	if _, err := b.ReadFrom(io.LimitReader(resp.Body, maxMetricsBody+1)); err != nil {
-		return faultUnreachable, fmt.Errorf("GET %s: %w", url, err)
+		return nil, faultUnreachable, fmt.Errorf("GET %s: %w", url, err)
 	}
 	switch {
 	case resp.StatusCode != http.StatusOK:
-		return faultStatus, fmt.Errorf("GET %s: status %d", url, resp.StatusCode)
+		return nil, faultStatus, fmt.Errorf("GET %s: status %d", url, resp.StatusCode)
 	case b.Len() > maxMetricsBody:
-		return faultTooLarge, fmt.Errorf("GET %s: more than %d bytes", url, maxMetricsBody)
+		return nil, faultTooLarge, fmt.Errorf("GET %s: more than %d bytes", url, maxMetricsBody)
 	}
-	s.parse(b.Bytes(), p.names)
-	if !s.known() {
-		return faultUnknownMetrics, fmt.Errorf("GET %s: it has no load metric of vLLM, SGLang or TensorRT-LLM; set pool.load.path or the endpoint's metrics to where the engine exports them", url)
+	l, err := m.Read(time.Now(), b.Bytes(), state)
+	if err != nil {
+		return nil, faultUnknownMetrics, fmt.Errorf("GET %s: %w; set pool.load.path or the endpoint's metrics to where the engine exports them", url, err)
 	}
-	return "", nil
+	return l, "", nil
 }
