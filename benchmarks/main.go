@@ -16,6 +16,7 @@ import (
 	"github.com/warmpath/warmpath/benchmarks/indexops"
 	"github.com/warmpath/warmpath/benchmarks/micro"
 	"github.com/warmpath/warmpath/benchmarks/report"
+	"github.com/warmpath/warmpath/benchmarks/sim"
 	"github.com/warmpath/warmpath/benchmarks/workload"
 )
 
@@ -33,6 +34,7 @@ func commands() []command {
 		{"gen", "write a workload, or describe one", workload.Run},
 		{"compare", "judge one result of sim beside another", report.Compare},
 		{"report", "draw results of sim", report.Report},
+		{"sim", "simulate a fleet and its router in virtual time", sim.Run},
 		{"drive", "load the request path and measure what a request costs", drive.Run},
 	}
 }

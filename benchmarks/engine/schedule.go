@@ -20,7 +20,7 @@ func (c *Core) Begin(now time.Time) (time.Duration, bool) {
 	if c.inFlight {
 		panic("engine: Begin while a step is in flight")
 	}
-	c.result = StepResult{Emitted: c.result.Emitted[:0], Finished: c.result.Finished[:0]}
+	c.result = StepResult{Emitted: c.result.Emitted[:0], Started: c.result.Started[:0], Finished: c.result.Finished[:0]}
 	c.step = c.step[:0]
 	preemptions := c.stats.Preemptions
 	budget := c.cfg.TokenBudget
@@ -226,6 +226,7 @@ func (c *Core) sample(now time.Time, s *sequence) {
 	n := s.length - s.prompt
 	if n == 0 {
 		s.stats.FirstToken = now
+		c.result.Started = append(c.result.Started, s.id)
 		c.stats.PromptTokens += uint64(s.prompt)
 	}
 	var t kvindex.TokenID

@@ -64,6 +64,8 @@ type StepResult struct {
 	PrefillTokens, DecodeTokens int
 	// Emitted has at most one token per sequence, in scheduling order.
 	Emitted []Emission
+	// Started are the sequences that emitted their first token.
+	Started []SequenceID
 	// Finished are the sequences that emitted their last token.
 	Finished []Finished
 	// Events is the batch of the step, in order. Empty means that no batch is

@@ -36,6 +36,14 @@ type Cell struct {
 	// mean.
 	Imbalance float64 `json:"imbalance"`
 
+	// Speed is how many times as fast as recorded the requests arrived; Load is
+	// it as a share of the knee, 0 where the speed was given.
+	Speed float64 `json:"speed"`
+	// PooledP90 is the p90 TTFT of that one engine, WorstP90 the largest ratio
+	// of a seed's p90 TTFT to it.
+	PooledP90 float64 `json:"pooled_p90_ttft_s"`
+	WorstP90  float64 `json:"worst_p90_over_pooled"`
+
 	Detail
 }
 

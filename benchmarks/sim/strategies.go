@@ -1,0 +1,58 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/warmpath/warmpath/benchmarks/workload"
+	"github.com/warmpath/warmpath/routing"
+)
+
+// excluded are strategies of the product that cannot run on virtual time:
+// queue lets requests wait by real timers.
+var excluded = []string{"queue"}
+
+// productStrategies returns the names of the product's strategies.
+func productStrategies() []string {
+	return slices.DeleteFunc(routing.Strategies(), func(n string) bool { return slices.Contains(excluded, n) })
+}
+
+// Strategies returns the names of all strategies, those of the product first.
+func Strategies() []string {
+	names := productStrategies()
+	for _, b := range baselines() {
+		names = append(names, b.name)
+	}
+	return names
+}
+
+// known tells whether a strategy can be run: one by name, or a blend of the
+// product's.
+func known(name string) bool {
+	if slices.Contains(Strategies(), name) {
+		return true
+	}
+	cfg := routing.DefaultConfig()
+	cfg.Strategy = name
+	return strings.ContainsAny(name, ":,") && cfg.Validate() == nil
+}
+
+// unknownStrategy says that there is no such strategy, and which ones there
+// are.
+func unknownStrategy(name string) error {
+	if slices.Contains(excluded, name) {
+		return fmt.Errorf("strategy %q cannot run in virtual time", name)
+	}
+	return fmt.Errorf("strategy %q does not exist%s; use one of %s", name, workload.DidYouMean(name, Strategies()), strings.Join(Strategies(), ", "))
+}
+
+// newChooser returns the chooser of the scenario's strategy for one replica.
+func (r *run) newChooser(replica int) (chooser, error) {
+	for _, b := range baselines() {
+		if b.name == r.Strategy {
+			return newPeer(r, replica, b), nil
+		}
+	}
+	return newProduct(r, replica)
+}
