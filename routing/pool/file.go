@@ -95,6 +95,9 @@ func NewFile(cfg FileConfig, log *slog.Logger, reg prometheus.Registerer) *File 
 	}}
 }
 
+// Name implements [Source].
+func (f *File) Name() string { return "file" }
+
 // Run implements [Source]. A file that is not valid changes nothing.
 func (f *File) Run(ctx context.Context, tell func([]Change), synced func()) error {
 	var content []byte

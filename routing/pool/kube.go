@@ -124,6 +124,9 @@ func (k *Kubernetes) Access() []Access { return k.cfg.access(k.namespaces) }
 // Server returns the API server's URL.
 func (k *Kubernetes) Server() string { return k.server }
 
+// Name implements [Source].
+func (k *Kubernetes) Name() string { return "kubernetes" }
+
 // Run implements [Source]. What cannot be listed or watched is tried again,
 // with pauses that grow, and what was known of it stays.
 func (k *Kubernetes) Run(ctx context.Context, tell func([]Change), synced func()) error {
@@ -241,23 +244,26 @@ func (w *kubeWatch) fault(kind, key string, err error) {
 // that are given or that they name. prefix keeps their keys apart from those of
 // other watches; store outlives the watch.
 func (w *kubeWatch) pods(ctx context.Context, namespace, prefix string, of inferencePool, store *kubeStore, rank int) {
-	store.tell = func(objects []kubeObject) {
-		changes := make([]Change, 0, len(objects))
-		for _, o := range objects {
-			c := Change{Key: fmt.Sprintf("%d %s%s", rank, prefix, o.key)}
-			var err error
-			if pod, ok := o.object.(*corev1.Pod); ok {
-				c.Listings, err = w.cfg.podListings(pod, of.ports, rank)
-			}
-			w.fault("pod", o.key, err)
-			changes = append(changes, c)
-		}
-		w.push(changes)
-	}
+	store.tell = func(objects []kubeObject) { w.push(w.podChanges(objects, prefix, of.ports, rank)) }
 	w.start(ctx, watched{
 		resource: resourcePods, namespace: namespace, selector: of.selector, kind: &corev1.Pod{}, store: store,
 		from: fromREST(w.core, "pods", namespace),
 	})
+}
+
+// podChanges says what pods mean for the pool.
+func (w *kubeWatch) podChanges(objects []kubeObject, prefix string, ports []int, rank int) []Change {
+	changes := make([]Change, 0, len(objects))
+	for _, o := range objects {
+		c := Change{Key: fmt.Sprintf("%d %s%s", rank, prefix, o.key)}
+		var err error
+		if pod, ok := o.object.(*corev1.Pod); ok {
+			c.Listings, err = w.cfg.podListings(pod, ports, rank)
+		}
+		w.fault("pod", o.key, err)
+		changes = append(changes, c)
+	}
+	return changes
 }
 
 // slices watches the EndpointSlices of a Service.

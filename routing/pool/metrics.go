@@ -6,13 +6,14 @@ import (
 )
 
 type metrics struct {
+	sources       []prometheus.Gauge
 	endpoints     map[Health]prometheus.Gauge
 	probeFailures prometheus.Counter
 	loadReads     prometheus.Counter
 	loadFailures  map[loadFault]prometheus.Counter
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, sources []Source) *metrics {
 	f := promauto.With(reg)
 	endpoints := f.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "warmpath_pool_endpoints",
@@ -37,8 +38,19 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range []loadFault{faultUnreachable, faultStatus, faultUnknownMetrics, faultTooLarge} {
 		m.loadFailures[r] = failures.WithLabelValues(string(r))
 	}
+	listed := f.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "warmpath_pool_listed",
+		Help: "Things with endpoints that a source lists: endpoints of the configuration or the file, pods and slices of a cluster.",
+	}, []string{"source"})
+	m.sources = append(m.sources, listed.WithLabelValues("static"))
+	for _, s := range sources {
+		m.sources = append(m.sources, listed.WithLabelValues(s.Name()))
+	}
 	for _, h := range []Health{HealthUnknown, HealthReady, HealthFailed, HealthWithheld} {
 		m.endpoints[h] = endpoints.WithLabelValues(h.String())
 	}
 	return m
 }
+
+// listed says how many things a source lists.
+func (m *metrics) listed(source, n int) { m.sources[source].Set(float64(n)) }

@@ -32,6 +32,10 @@ type Pool struct {
 	mu      sync.Mutex
 	members []*member
 	byName  map[string]*member
+	// at counts the members at each address, crowded the addresses that several
+	// share.
+	at      map[string]int
+	crowded int
 	// listed is what the sources list, by name, see source.go.
 	listed  listed
 	nextID  uint32
@@ -65,10 +69,12 @@ type member struct {
 	spec    Spec
 	guess   []eventSource
 	listing Listing
-	id      uint32
-	inc     uint32
-	state   *State
-	health  Health
+	// source is that of the listing, 0 being the configuration.
+	source int
+	id     uint32
+	inc    uint32
+	state  *State
+	health Health
 	// models and adapts are what it serves, learned: as its engine says.
 	models  []string
 	adapts  []string
@@ -96,9 +102,9 @@ type member struct {
 // configuration's word counts first, then that of the first source.
 func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.Client, random *rand.Rand, sources ...Source) *Pool {
 	p := &Pool{
-		cfg: cfg, log: log.With("component", "pool"), metrics: newMetrics(reg), client: client, rand: random,
+		cfg: cfg, log: log.With("component", "pool"), metrics: newMetrics(reg, sources), client: client, rand: random,
 		names: metricNames(), probed: make(chan struct{}), synced: make(chan struct{}), kick: make(chan struct{}, 1),
-		byName: map[string]*member{}, listed: newListed(), sources: sources, unsynced: len(sources),
+		byName: map[string]*member{}, at: map[string]int{}, listed: newListed(1 + len(sources)), sources: sources, unsynced: len(sources),
 	}
 	p.buffers.New = func() any { return new(bytes.Buffer) }
 	p.snapshot.Store(newSnapshot(nil, &p.sizesChanged, nil))
@@ -176,6 +182,11 @@ func (p *Pool) Set(specs []Spec) {
 // dismiss ends the probing of m. The caller holds mu.
 func (p *Pool) dismiss(m *member) {
 	m.gone = true
+	if p.at[m.spec.Address]--; p.at[m.spec.Address] == 1 {
+		p.crowded--
+	} else if p.at[m.spec.Address] == 0 {
+		delete(p.at, m.spec.Address)
+	}
 	p.freePublishers = append(p.freePublishers, m.publishers...)
 	if m.stop != nil {
 		m.stop()
@@ -201,8 +212,8 @@ func (p *Pool) waitForLess() {
 // admit makes the member of a listing. A changed one keeps its id, but every
 // member has an incarnation of its own, so that nothing of a predecessor
 // counts for it. The caller holds mu.
-func (p *Pool) admit(l Listing, predecessor *member) *member {
-	m := &member{spec: l.Spec, guess: l.guess, listing: l, state: &State{sizesChanged: &p.sizesChanged}, located: l.Events != EventsAuto}
+func (p *Pool) admit(l claim, predecessor *member) *member {
+	m := &member{source: l.source, spec: l.Spec, guess: l.guess, listing: l.Listing, state: &State{sizesChanged: &p.sizesChanged}, located: l.Events != EventsAuto}
 	m.serveListed()
 	p.locate(m, l.sources())
 	switch {
@@ -218,6 +229,9 @@ func (p *Pool) admit(l Listing, predecessor *member) *member {
 	m.state.changed, p.changes = p.changes.of(m.id)
 	p.admitted++
 	m.inc = p.admitted
+	if p.at[l.Address]++; p.at[l.Address] == 2 {
+		p.crowded++
+	}
 	if p.begin != nil {
 		if p.unsynced > 0 {
 			m.initial = true

@@ -23,18 +23,19 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type engine struct {
 	*httptest.Server
 	status atomic.Int32
-	models string
+	models atomic.Value // string
 }
 
 func newEngine(t *testing.T, models string) *engine {
-	e := &engine{models: models}
+	e := &engine{}
+	e.models.Store(models)
 	e.status.Store(http.StatusOK)
 	e.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/health":
 			w.WriteHeader(int(e.status.Load()))
 		case "/v1/models":
-			_, _ = w.Write([]byte(e.models))
+			_, _ = w.Write([]byte(e.models.Load().(string)))
 		default:
 			http.NotFound(w, r)
 		}

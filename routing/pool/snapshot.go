@@ -187,7 +187,7 @@ type Snapshot struct {
 	// of each base model and text, in the order of Endpoints.
 	Profiled []*Endpoint
 
-	byID       map[kvindex.EndpointID]*Endpoint
+	byID       []*Endpoint // nil where no endpoint has the id
 	byAddress  map[string]*Endpoint
 	models     map[string]*Model
 	complete   bool
@@ -218,7 +218,12 @@ func (s *Snapshot) Models() []string {
 func (s *Snapshot) Complete() bool { return s.complete }
 
 // Endpoint returns the endpoint of an id, nil if the snapshot has none.
-func (s *Snapshot) Endpoint(id kvindex.EndpointID) *Endpoint { return s.byID[id] }
+func (s *Snapshot) Endpoint(id kvindex.EndpointID) *Endpoint {
+	if int(id) >= len(s.byID) {
+		return nil
+	}
+	return s.byID[id]
+}
 
 // ByAddress returns the endpoint at ip:port, nil if the snapshot has none.
 func (s *Snapshot) ByAddress(addr string) *Endpoint { return s.byAddress[addr] }
@@ -236,7 +241,6 @@ const AnnotationProfiles = "model.aibrix.ai/config"
 func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64, changes changes) *Snapshot {
 	s := &Snapshot{
 		Endpoints:  endpoints,
-		byID:       make(map[kvindex.EndpointID]*Endpoint, len(endpoints)),
 		byAddress:  make(map[string]*Endpoint, len(endpoints)),
 		models:     map[string]*Model{},
 		complete:   true,
@@ -257,8 +261,13 @@ func newSnapshot(endpoints []*Endpoint, changed *atomic.Uint64, changes changes)
 				s.Profiled = append(s.Profiled, e)
 			}
 		}
+		for len(s.byID) <= int(e.ID) {
+			s.byID = append(s.byID, nil)
+		}
 		s.byID[e.ID] = e
-		s.byAddress[e.Address] = e
+		if old := s.byAddress[e.Address]; old == nil || e.Health != HealthWithheld {
+			s.byAddress[e.Address] = e
+		}
 		s.complete = s.complete && e.modelsKnown
 		if len(e.Models) == 0 {
 			continue

@@ -14,6 +14,8 @@ import (
 
 // Source lists endpoints that come and go.
 type Source interface {
+	// Name is the source's kind, a metric label.
+	Name() string
 	// Run tells what there is until ctx ends, and returns nil then. tell takes
 	// changes in the order in which they happened, and returns when requests
 	// follow them; synced is called once, when everything that there was at the
@@ -77,14 +79,17 @@ type listed struct {
 	names []map[string][]string
 }
 
-func newListed() listed { return listed{byName: map[string][]claim{}} }
+func newListed(sources int) listed {
+	l := listed{byName: map[string][]claim{}}
+	for range sources {
+		l.names = append(l.names, map[string][]string{})
+	}
+	return l
+}
 
 // put replaces what a source claims under key, and calls touched with every
 // name for which that may matter.
 func (l *listed) put(source int, key string, listings []Listing, touched func(name string)) {
-	for len(l.names) <= source {
-		l.names = append(l.names, map[string][]string{})
-	}
 	old := l.names[source][key]
 	for _, name := range old {
 		claims := slices.DeleteFunc(l.byName[name], func(c claim) bool { return c.source == source && c.key == key })
@@ -115,23 +120,28 @@ func (l *listed) put(source int, key string, listings []Listing, touched func(na
 }
 
 func compareClaims(a, b claim) int {
-	return cmp.Or(cmp.Compare(a.source, b.source), cmp.Compare(a.rank, b.rank), cmp.Compare(a.key, b.key))
+	held := func(c claim) int { return min(1, len(c.Withheld)) }
+	return cmp.Or(cmp.Compare(a.source, b.source), cmp.Compare(a.rank, b.rank), cmp.Compare(held(a), held(b)), cmp.Compare(a.key, b.key))
 }
 
 // of returns what is believed of an endpoint, ok false if nobody lists it. One
-// that anybody who knows it at this address withholds is withheld.
-func (l *listed) of(name string) (listing Listing, ok bool) {
+// that the same source also knows in another way, and withholds there, is
+// withheld: a pod that is ready gets no requests while its Service says that it
+// is not. Of several listings of one rank the first is believed.
+func (l *listed) of(name string) (c claim, ok bool) {
 	claims := l.byName[name]
 	if len(claims) == 0 {
-		return Listing{}, false
+		return claim{}, false
 	}
-	listing = claims[0].Listing
-	for _, c := range claims[1:] {
-		if listing.Withheld == "" && c.Address == listing.Address && c.source == claims[0].source {
-			listing.Withheld = c.Withheld
+	c = claims[0]
+	rank := c.rank
+	for _, d := range claims[1:] {
+		if d.source == c.source && d.rank > rank && d.Address == c.Address && c.Withheld == "" {
+			c.Withheld = d.Withheld
 		}
+		rank = d.rank
 	}
-	return listing, true
+	return c, true
 }
 
 // runSource runs s, whose claims have the number i.
@@ -160,11 +170,14 @@ func (p *Pool) runSource(ctx context.Context, i int, s Source) error {
 func (p *Pool) apply(source int, changes []Change) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	fewer := false
+	all := effectNone
 	for _, c := range changes {
-		p.listed.put(source, c.Key, c.Listings, func(name string) { fewer = p.settle(name) || fewer })
+		p.listed.put(source, c.Key, c.Listings, func(name string) { all = max(all, p.settle(name)) })
 	}
-	p.changed(fewer)
+	p.metrics.listed(source, len(p.listed.names[source]))
+	if all != effectNone {
+		p.changed(all == effectFewer)
+	}
 }
 
 // replace makes the claims of a source those of changes, and no others.
@@ -175,11 +188,9 @@ func (p *Pool) replace(source int, changes []Change) {
 	}
 	p.mu.Lock()
 	var gone []Change
-	if source < len(p.listed.names) {
-		for key := range p.listed.names[source] {
-			if !there[key] {
-				gone = append(gone, Change{Key: key})
-			}
+	for key := range p.listed.names[source] {
+		if !there[key] {
+			gone = append(gone, Change{Key: key})
 		}
 	}
 	p.mu.Unlock()
@@ -187,43 +198,60 @@ func (p *Pool) replace(source int, changes []Change) {
 	p.apply(source, append(gone, changes...))
 }
 
-// settle makes the member called name what is listed of it. It reports whether
-// an endpoint is gone, or is withheld now. The caller holds mu.
-func (p *Pool) settle(name string) (fewer bool) {
+// effect is what a change meant for the endpoints.
+type effect uint8
+
+const (
+	// effectNone: nothing that a snapshot shows has changed.
+	effectNone effect = iota
+	// effectSome: there is something new, which may wait a moment.
+	effectSome
+	// effectFewer: an endpoint is gone, is another, or is withheld now: no
+	// request may go there any more.
+	effectFewer
+)
+
+// settle makes the member called name what is listed of it. The caller holds
+// mu.
+func (p *Pool) settle(name string) effect {
 	m := p.byName[name]
 	l, ok := p.listed.of(name)
 	switch {
 	case !ok && m == nil:
-		return false
+		return effectNone
 	case !ok:
 		p.dismiss(m)
 		p.freeIDs = append(p.freeIDs, m.id)
 		delete(p.byName, name)
 		i := slices.Index(p.members, m)
 		p.members = slices.Delete(p.members, i, i+1)
+		return effectFewer
 	case m == nil:
 		m = p.admit(l, nil)
 		p.byName[name] = m
 		p.members = append(p.members, m)
-		return false
-	case !m.listing.sameProcess(l):
+		return effectSome
+	case !m.listing.sameProcess(l.Listing):
 		p.dismiss(m)
 		next := p.admit(l, m)
 		p.byName[name] = next
 		p.members[slices.Index(p.members, m)] = next
-	case reflect.DeepEqual(m.listing, l):
-		return false
-	default:
-		fewer = m.listing.Withheld == "" && l.Withheld != ""
-		named := !slices.Equal(m.listing.Models, l.Models) || !slices.Equal(m.listing.Adapters, l.Adapters)
-		m.listing, m.endpoint = l, nil
-		if named {
-			m.serveListed()
-			m.learnAt = time.Time{}
-		}
-		return fewer
+		return effectFewer
 	}
-	return true
+	m.source = l.source
+	if reflect.DeepEqual(m.listing, l.Listing) {
+		return effectNone
+	}
+	was := m.listing
+	m.listing, m.endpoint = l.Listing, nil
+	if !slices.Equal(was.Models, l.Models) || !slices.Equal(was.Adapters, l.Adapters) {
+		m.serveListed()
+		m.learnAt = time.Time{}
+	}
+	if was.Withheld == "" && l.Withheld != "" {
+		return effectFewer
+	}
+	return effectSome
 }
 
 // restShare is how many times longer than a snapshot takes to make the pool rests
@@ -279,6 +307,9 @@ func (p *Pool) publish() {
 		endpoints = append(endpoints, m.endpoint)
 		counts[m.endpoint.Health]++
 	}
+	if p.crowded > 0 {
+		p.withholdNeighbours(endpoints)
+	}
 	for h, n := range counts {
 		p.metrics.endpoints[Health(h)].Set(float64(n))
 	}
@@ -287,6 +318,30 @@ func (p *Pool) publish() {
 	p.dirty = false
 	now := time.Now()
 	p.rested = now.Add(restShare * now.Sub(begin))
+}
+
+// withholdNeighbours leaves one candidate at each address: an address that was
+// given to a new pod before the old one is known to be gone must not be two
+// endpoints. The configuration's word counts first, then an endpoint that is
+// not withheld, then the newest.
+func (p *Pool) withholdNeighbours(endpoints []*Endpoint) {
+	best := map[string]int{}
+	better := func(a, b *member) bool {
+		free := func(m *member) int { return min(1, len(m.listing.Withheld)) }
+		return cmp.Or(cmp.Compare(a.source, b.source), cmp.Compare(free(a), free(b)), cmp.Compare(b.inc, a.inc)) < 0
+	}
+	for i, m := range p.members {
+		if j, ok := best[m.spec.Address]; !ok || better(m, p.members[j]) {
+			best[m.spec.Address] = i
+		}
+	}
+	for i, e := range endpoints {
+		if j := best[e.Address]; j != i {
+			c := *e
+			c.Health, c.Withheld = HealthWithheld, endpoints[j].Name+" is at its address"
+			endpoints[i] = &c
+		}
+	}
 }
 
 // publishable returns what snapshots show of m.
