@@ -49,6 +49,11 @@ build: ## build bin/warmpath and bin/enginesim
 demo: build envoy ## three engines, a real Envoy, three strategies, one table (KEEP=1 leaves it running)
 	$(GO) run ./benchmarks demo $(if $(KEEP),--keep) --warmpath bin/warmpath --enginesim bin/enginesim --envoy '$(ENVOY)'
 
+.PHONY: demo-gateway
+demo-gateway: build envoy gateway ## the same demo, but Envoy runs by Envoy Gateway with deploy/manifests
+	$(GO) run ./benchmarks demo $(if $(KEEP),--keep) --warmpath bin/warmpath --enginesim bin/enginesim --envoy '$(ENVOY)' \
+		--envoy-gateway '$(ENVOY_GATEWAY)' --manifests deploy/manifests/envoy-gateway
+
 # Allocation tests mean something only without the race detector; races are
 # found only with it, and it needs a C compiler.
 .PHONY: test
@@ -70,7 +75,11 @@ test: envoy peers ## run all tests, plainly and again with the race detector
 .PHONY: test-deploy
 test-deploy: export WARMPATH_TEST_KUBE_APISERVER := $(KUBE_APISERVER)
 test-deploy: export WARMPATH_TEST_ETCD := $(ETCD)
-test-deploy: apiserver ## test discovery against a real Kubernetes API server, built on first use
+test-deploy: export WARMPATH_TEST_ENVOY := $(ENVOY)
+test-deploy: export WARMPATH_TEST_ENVOY_GATEWAY := $(ENVOY_GATEWAY)
+test-deploy: apiserver envoy gateway ## test against a real Kubernetes API server and Envoy Gateway, built on first use
+	@echo '== tests through Envoy Gateway'
+	$(GO) test -shuffle=on -timeout 10m -run Gateway ./benchmarks/stack
 	@echo '== tests against a Kubernetes API server'
 	$(GO) -C $(CONFORMANCE) test -count=1 -shuffle=on -timeout 15m ./...
 

@@ -78,10 +78,7 @@ func Run(ctx context.Context, args []string, out *os.File) (err error) {
 	fs.StringVar(&cfg.Envoy, "envoy", "envoy", "the Envoy `program`")
 	var gateway stack.Gateway
 	fs.StringVar(&gateway.Program, "envoy-gateway", "", "the Envoy Gateway `program`, to run Envoy with its configuration; empty: Envoy has the one of warmpath envoy-config")
-	fs.Func("manifest", "`file` that attaches warmpath to Envoy Gateway; may be repeated", func(file string) error {
-		gateway.Manifests = append(gateway.Manifests, file)
-		return nil
-	})
+	fs.StringVar(&gateway.Manifests, "manifests", "deploy/manifests/envoy-gateway", "`folder` of the manifests that attach warmpath to it")
 	keep := fs.Bool("keep", false, "leave everything running afterwards, until Ctrl-C")
 	if err := fs.Parse(args); err != nil {
 		return err

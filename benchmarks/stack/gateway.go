@@ -24,9 +24,9 @@ import (
 type Gateway struct {
 	// Program is the path of envoy-gateway.
 	Program string
-	// Manifests are the files that attach warmpath to an Envoy Gateway in
-	// Kubernetes.
-	Manifests []string
+	// Manifests is the folder of those that attach warmpath to an Envoy Gateway
+	// in Kubernetes.
+	Manifests string
 	// Wait bounds the wait for another instance on this machine to end; 0: 5
 	// minutes.
 	Wait time.Duration
@@ -129,8 +129,9 @@ func (l *GatewayLock) Unlock() {
 type gateway struct {
 	lock *GatewayLock
 	*Process
-	dir string
-	to  hosted
+	// dir is its working folder, manifests the folder of the manifests.
+	dir, manifests string
+	to             hosted
 }
 
 // startGateway runs Envoy Gateway, which runs Envoy.
@@ -140,7 +141,7 @@ func (s *Stack) startGateway(ctx context.Context, listen, router string) error {
 	if err != nil {
 		return err
 	}
-	g := &gateway{dir: filepath.Join(s.cfg.Dir, "gateway"), to: hosted{Port: port, Router: router, Engines: addresses(s.Engines)}}
+	g := &gateway{dir: filepath.Join(s.cfg.Dir, "gateway"), manifests: cfg.Manifests, to: hosted{Port: port, Router: router, Engines: addresses(s.Engines)}}
 	if g.to.Version, err = envoyVersion(ctx, s.cfg.Envoy); err != nil {
 		return err
 	}
@@ -175,7 +176,7 @@ func addresses(engines []*Engine) (all []string) {
 // pods come and go. It returns at once.
 func (s *Stack) Attach(engines ...*Engine) error {
 	s.gateway.to.Engines = addresses(engines)
-	return s.gateway.writeManifests(s.cfg.Gateway.Manifests)
+	return s.gateway.writeManifests()
 }
 
 var versionOfEnvoy = regexp.MustCompile(`/(\d+\.\d+\.\d+)[^/]*/`)
@@ -229,15 +230,15 @@ func (g *gateway) prepare(ctx context.Context, cfg *Gateway, envoy string) error
 	if err := os.WriteFile(g.path("gateway.yaml"), config, 0o600); err != nil {
 		return err
 	}
-	return g.writeManifests(cfg.Manifests)
+	return g.writeManifests()
 }
 
 func (g *gateway) path(name string) string { return filepath.Join(g.dir, name) }
 
 // writeManifests writes the manifests as Envoy Gateway can use them here. It
 // reads them again when they change; a name with a dot is not read.
-func (g *gateway) writeManifests(files []string) error {
-	b, err := g.to.rewrite(files)
+func (g *gateway) writeManifests() error {
+	b, err := g.to.rewrite(g.manifests)
 	if err != nil {
 		return err
 	}

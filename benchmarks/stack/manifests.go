@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,22 +52,12 @@ const (
 	filterOfFile      = "envoy.filters.http.ext_proc//"
 )
 
-func (h hosted) rewrite(files []string) ([]byte, error) {
-	var all []object
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			return nil, err
-		}
-		b = bytes.ReplaceAll(b, []byte(filterOfPolicy), []byte(filterOfFile))
-		some, err := objects(b)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f, err)
-		}
-		all = append(all, some...)
-	}
-	all, err := h.objects(all)
+func (h hosted) rewrite(dir string) ([]byte, error) {
+	all, err := readManifests(dir)
 	if err != nil {
+		return nil, err
+	}
+	if all, err = h.objects(all); err != nil {
 		return nil, err
 	}
 	var out bytes.Buffer
@@ -76,7 +67,54 @@ func (h hosted) rewrite(files []string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return out.Bytes(), enc.Close()
+	if err := enc.Close(); err != nil {
+		return nil, err
+	}
+	return bytes.ReplaceAll(out.Bytes(), []byte(filterOfPolicy), []byte(filterOfFile)), nil
+}
+
+// readManifests reads every manifest in a folder.
+func readManifests(dir string) (all []object, err error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("%s has no manifests", dir)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		some, err := objects(b)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f, err)
+		}
+		all = append(all, some...)
+	}
+	return all, nil
+}
+
+// extprocSettings returns the section extproc of the router's configuration in
+// a folder of manifests.
+func extprocSettings(dir string) (object, error) {
+	all, err := readManifests(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range all {
+		file := text(o, "data", "warmpath.yaml")
+		if text(o, "kind") != "ConfigMap" || file == "" {
+			continue
+		}
+		config := object{}
+		if err := yaml.Unmarshal([]byte(file), &config); err != nil {
+			return nil, fmt.Errorf("%s: ConfigMap %s: warmpath.yaml: %w", dir, text(o, "metadata", "name"), err)
+		}
+		return inside(config, "extproc"), nil
+	}
+	return nil, fmt.Errorf("%s has no ConfigMap with a warmpath.yaml", dir)
 }
 
 // objects reads a file of objects.

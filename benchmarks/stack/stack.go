@@ -5,6 +5,7 @@ package stack
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -93,7 +94,11 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	}
 	s.URL, s.EnvoyAdmin, s.Admin = "http://"+addrs[0], "http://"+addrs[1], "http://"+addrs[2]
 	s.config = filepath.Join(cfg.Dir, "warmpath.yaml")
-	if err := os.WriteFile(s.config, []byte(s.yaml(addrs)), 0o600); err != nil {
+	settings, err := s.yaml(addrs)
+	if err != nil {
+		return s, err
+	}
+	if err := os.WriteFile(s.config, []byte(settings), 0o600); err != nil {
 		return s, err
 	}
 	if err := s.StartRouter(ctx); err != nil {
@@ -134,9 +139,22 @@ func startEngine(cfg Config, i int, old *Engine) (*Engine, error) {
 }
 
 // yaml writes the configuration for addrs: Envoy, its admin, ours, ext_proc.
-func (s *Stack) yaml(addrs []string) string {
+// Where Envoy Gateway runs Envoy, the section extproc is that of the manifests.
+func (s *Stack) yaml(addrs []string) (string, error) {
+	extproc := object{}
+	if s.cfg.Gateway != nil {
+		var err error
+		if extproc, err = extprocSettings(s.cfg.Gateway.Manifests); err != nil {
+			return "", err
+		}
+	}
+	extproc["listen"] = addrs[3]
+	section, err := json.Marshal(extproc) // which is YAML, too
+	if err != nil {
+		return "", err
+	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "extproc: {listen: %q}\nadmin: {listen: %q}\nenvoy: {listen: %q, admin: %q}\npool:\n", addrs[3], addrs[2], addrs[0], addrs[1])
+	fmt.Fprintf(&b, "extproc: %s\nadmin: {listen: %q}\nenvoy: {listen: %q, admin: %q}\npool:\n", section, addrs[2], addrs[0], addrs[1])
 	if s.cfg.Health > 0 {
 		fmt.Fprintf(&b, "  health: {interval: %s}\n", s.cfg.Health)
 	}
@@ -149,7 +167,7 @@ func (s *Stack) yaml(addrs []string) string {
 		b.WriteString("}\n")
 	}
 	b.WriteString(s.cfg.Extra)
-	return b.String()
+	return b.String(), nil
 }
 
 // StartRouter starts warmpath, again after it was stopped, and waits until it
