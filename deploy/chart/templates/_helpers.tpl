@@ -58,7 +58,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if .Values.route.create -}}
 {{- .Values.route.name | default (include "warmpath.fullname" .) -}}
 {{- else -}}
-{{- required "route.name: empty, with route.create false; name the HTTPRoute to attach to" .Values.route.name -}}
+{{- .Values.route.name -}}
 {{- end -}}
 {{- end -}}
 
@@ -66,7 +66,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if .Values.engines.service.create -}}
 {{- .Values.engines.service.name | default (printf "%s-engines" (include "warmpath.fullname" .)) -}}
 {{- else -}}
-{{- required "engines.service.name: empty, with engines.service.create false; name the Service over all engine pods" .Values.engines.service.name -}}
+{{- .Values.engines.service.name -}}
 {{- end -}}
 {{- end -}}
 
@@ -120,9 +120,6 @@ Envoy routes by them.
 {{- define "warmpath.kubernetes" -}}
 {{- $d := include "warmpath.discovery" . -}}
 {{- if eq $d "pods" -}}
-{{- if gt (len .Values.engines.ports) 1 -}}
-{{- fail "engines.ports: several, and engines.discovery pods takes one port of each pod; set engines.discovery: service" -}}
-{{- end -}}
 {{- $terms := list -}}
 {{- range $k, $v := .Values.engines.selector -}}{{- $terms = append $terms (printf "%s=%s" $k $v) -}}{{- end -}}
 namespaces: {{ include "warmpath.engineNamespaces" . | nindent 2 }}
@@ -143,15 +140,16 @@ replay_port: {{ .Values.engines.events.replayPort | int }}
 {{- end -}}
 
 {{- /*
-The configuration file. What the chart knows from other values is put over
+The configuration file, once the values go together. What the chart knows from other values is put over
 .Values.config, whose schema does not allow those keys.
 */ -}}
 {{- define "warmpath.config" -}}
+{{- include "warmpath.validate" . -}}
 {{- $extproc := dict "listen" (printf "%s:9002" .Values.listenAddress) "max_body_bytes" (.Values.maxBodyBytes | int64) -}}
 {{- with .Values.tls.existingSecret -}}
 {{- $_ := set $extproc "tls" (dict "cert" "/etc/warmpath/tls/tls.crt" "key" "/etc/warmpath/tls/tls.key") -}}
 {{- end -}}
-{{- with .Values.tls.clientCASecret -}}
+{{- if and .Values.tls.existingSecret .Values.tls.clientCASecret -}}
 {{- $_ := set $extproc.tls "client_ca" "/etc/warmpath/client-ca/ca.crt" -}}
 {{- end -}}
 {{- if eq .Values.attach "original-dst" -}}
@@ -190,6 +188,10 @@ The configuration file. What the chart knows from other values is put over
 {{- if ne (len $ports) (len ($ports | uniq)) -}}
 {{- fail (printf "engines.events.ranks: %d ranks at port %d and up overlap replay at port %d and up; move engines.events.replayPort" (int $e.ranks) (int $e.port) (int $e.replayPort)) -}}
 {{- end -}}
+{{- $last := add (max $e.port $e.replayPort) $e.ranks -1 | int -}}
+{{- if gt $last 65535 -}}
+{{- fail (printf "engines.events.ranks: %d ranks reach port %d; ports end at 65535" (int $e.ranks) $last) -}}
+{{- end -}}
 {{- $ports | toYaml -}}
 {{- end -}}
 
@@ -207,5 +209,51 @@ The configuration file. What the chart knows from other values is put over
 {{- end -}}
 {{- if le (int $from) 65535 }}
 - {from: {{ $from }}, to: 65535}
+{{- end -}}
+{{- end -}}
+
+{{- /* Values that are each right and do not go together, all of them at once. */ -}}
+{{- define "warmpath.validate" -}}
+{{- $faults := list -}}
+{{- $v := .Values -}}
+{{- $namespaces := $v.engines.namespaces | default (list .Release.Namespace) -}}
+{{- if and $v.autoscaling.enabled (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- $faults = append $faults (printf "autoscaling.minReplicas: %d is above autoscaling.maxReplicas (%d)" (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- if and (has $v.attach (list "envoy-gateway" "standalone")) (eq $v.engines.discovery "pods") (ne ($namespaces | join ",") .Release.Namespace) -}}
+{{- $faults = append $faults (printf "engines.namespaces: %s, but with attach %s Envoy knows engines in the release's namespace (%s) alone; install there, or use attach original-dst" ($namespaces | join ", ") $v.attach .Release.Namespace) -}}
+{{- end -}}
+{{- if and (ne $v.engines.discovery "pods") $v.engines.namespaces -}}
+{{- $faults = append $faults (printf "engines.namespaces: set, but engines.discovery %s looks at the release's namespace alone; remove it" $v.engines.discovery) -}}
+{{- end -}}
+{{- if and (eq (include "warmpath.discovery" .) "pods") (gt (len $v.engines.ports) 1) -}}
+{{- $faults = append $faults "engines.ports: several, but engines.discovery pods takes one port of each pod; set engines.discovery: service" -}}
+{{- end -}}
+{{- if and (eq (include "warmpath.discovery" .) "none") (not (dig "pool" "static" "endpoints" "" $v.config)) (not (dig "pool" "file" "path" "" $v.config)) -}}
+{{- $faults = append $faults "engines.discovery: none, so say where engines are in config.pool.static.endpoints or config.pool.file.path" -}}
+{{- end -}}
+{{- if and (not $v.engines.service.create) (not $v.engines.service.name) -}}
+{{- $faults = append $faults "engines.service.name: empty, with engines.service.create false; name the Service over all engine pods" -}}
+{{- end -}}
+{{- if and (not $v.route.create) (not $v.route.name) (include "warmpath.gateway" .) -}}
+{{- $faults = append $faults "route.name: empty, with route.create false; name the HTTPRoute to attach to" -}}
+{{- end -}}
+{{- if and (eq $v.attach "original-dst") (not $v.gateway.listener) -}}
+{{- $faults = append $faults "gateway.listener: empty, and original-dst changes the routes of one listener; name it" -}}
+{{- end -}}
+{{- if and (eq $v.attach "inference-pool") (not $v.tls.existingSecret) -}}
+{{- $faults = append $faults "tls.existingSecret: empty, and gateways ask the endpoint picker of an InferencePool over TLS; name a Secret of type kubernetes.io/tls" -}}
+{{- end -}}
+{{- if and (eq $v.attach "standalone") $v.tls.existingSecret -}}
+{{- $faults = append $faults "tls.existingSecret: set, but with attach standalone Envoy asks the router inside of the pod; remove it" -}}
+{{- end -}}
+{{- if and (include "warmpath.policies" .) $v.tls.existingSecret (not $v.tls.caConfigMap) -}}
+{{- $faults = append $faults "tls.caConfigMap: empty, with tls.existingSecret; name the ConfigMap with ca.crt, the authority that signed the certificate" -}}
+{{- end -}}
+{{- if and $v.tls.clientCASecret (not $v.tls.existingSecret) -}}
+{{- $faults = append $faults "tls.clientCASecret: set without tls.existingSecret; the router needs a certificate to ask for one" -}}
+{{- end -}}
+{{- if $faults -}}
+{{- fail (printf "\n%s" (join "\n" $faults)) -}}
 {{- end -}}
 {{- end -}}
