@@ -167,31 +167,6 @@ func TestManifests_AreWhatTheChartGives(t *testing.T) {
 	}
 }
 
-// Below config the schema knows the settings that there are, no more and no
-// less.
-func TestSchema_KnowsTheSettings(t *testing.T) {
-	reference, err := run(t, "check", "--reference")
-	if err != nil {
-		t.Fatal(err)
-	}
-	have, err := os.ReadFile(schemaFile(chartDir))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := withConfig(have, reference)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(have)); diff != "" {
-		t.Errorf("the settings have changed; run: make manifests\n-settings +values.schema.json:\n%s", diff)
-	}
-	for _, key := range owned {
-		if !strings.Contains(reference, "| `"+key) {
-			t.Errorf("%s is no setting", key)
-		}
-	}
-}
-
 func TestChart_Lint(t *testing.T) {
 	all, err := variants(chartDir)
 	if err != nil {
