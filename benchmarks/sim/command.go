@@ -27,6 +27,7 @@ type options struct {
 	seeds, workers, requests                      int
 	restart                                       time.Duration
 	slow                                          float64
+	first                                         uint64
 	replay, wire, json, dryRun, list              bool
 }
 
@@ -41,6 +42,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.StringVar(&o.loads, "load", "", "loads as shares of the knee, comma-separated (default 0.9, unless --speed is given)")
 	fs.StringVar(&o.speeds, "speed", "", "loads as multiples of the recorded rate instead, comma-separated")
 	fs.IntVar(&o.seeds, "seeds", 5, "seeds of every cell")
+	fs.Uint64Var(&o.first, "first-seed", 1, "the first of them")
 	fs.StringVar(&o.profile, "profile", "8b", "engine profile: 8b, 32b or 70b")
 	fs.StringVar(&o.capacities, "capacity", "1", "multiples of the profile's cache, comma-separated")
 	fs.StringVar(&o.hosts, "host", "0", "host tiers as multiples of the cache, comma-separated; 0 is none")
@@ -225,7 +227,7 @@ func (o *options) plan() (Plan, error) {
 		it.Strategy = strings.ReplaceAll(v, "+", ",")
 		return nil
 	})
-	return Plan{Items: items, Seeds: o.seeds, Workers: o.workers}, err
+	return Plan{Items: items, Seeds: o.seeds, First: o.first, Workers: o.workers}, err
 }
 
 // named is a source with its name.

@@ -38,10 +38,12 @@ type Item struct {
 	Load float64
 }
 
-// Plan is cells to run, each with seeds 1 to Seeds.
+// Plan is cells to run, each with Seeds seeds from First on.
 type Plan struct {
 	Items []Item
 	Seeds int
+	// First is the first seed; 0 means 1.
+	First uint64
 	// Workers is how many runs go side by side; 0: one for each core. It does
 	// not change results.
 	Workers int
@@ -126,6 +128,9 @@ type execution struct {
 	mu       sync.Mutex   // guards outcomes and what Progress is told
 }
 
+// seed returns the nth seed, from 0.
+func (x *execution) seed(n int) uint64 { return max(1, x.First) + uint64(n) }
+
 func newExecution(p Plan) *execution {
 	x := &execution{
 		Plan: p, traffic: map[string][]func() (*traffic, error){}, refs: map[place]*reference{},
@@ -170,7 +175,7 @@ func newExecution(p Plan) *execution {
 func (x *execution) trafficOf(s Source) []func() (*traffic, error) {
 	make := func(seed int) func() (*traffic, error) {
 		return sync.OnceValues(func() (*traffic, error) {
-			w, err := s.Generate(uint64(seed + 1))
+			w, err := s.Generate(x.seed(seed))
 			if err != nil {
 				return nil, err
 			}
@@ -207,11 +212,11 @@ func (x *execution) refer(it *Item, ref *reference, seed int) (Reference, error)
 	}
 	s := it.pooled()
 	s.Speed = speed
-	o, err := runWith(x.ctx, s, t, uint64(seed+1))
+	o, err := runWith(x.ctx, s, t, x.seed(seed))
 	if err != nil {
 		return Reference{}, err
 	}
-	_, order := t.Arrivals(speed, uint64(seed+1))
+	_, order := t.Arrivals(speed, x.seed(seed))
 	return Reference{ceilingHit(t, order, it.Endpoints*max(it.blocks(), it.hostBlocks())), o}, nil
 }
 
@@ -278,7 +283,7 @@ func (x *execution) cell(i, seed int) error {
 	if s.Speed, err = x.refs[it.place()].speed(); err != nil {
 		return err
 	}
-	o, err := runWith(x.ctx, s, t, uint64(seed+1))
+	o, err := runWith(x.ctx, s, t, x.seed(seed))
 	if err != nil {
 		return err
 	}
