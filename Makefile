@@ -54,6 +54,11 @@ demo-gateway: build envoy gateway ## the same demo, but Envoy runs by Envoy Gate
 	$(GO) run ./benchmarks demo $(if $(KEEP),--keep) --warmpath bin/warmpath --enginesim bin/enginesim --envoy '$(ENVOY)' \
 		--envoy-gateway '$(ENVOY_GATEWAY)' --manifests deploy/manifests/envoy-gateway
 
+.PHONY: demo-k8s
+demo-k8s: build envoy apiserver ## the same with the engines found through a real Kubernetes API server, built on first use
+	$(GO) -C $(CONFORMANCE) run ./cmd/demo $(if $(KEEP),--keep) --warmpath '$(CURDIR)/bin/warmpath' --enginesim '$(CURDIR)/bin/enginesim' \
+		--envoy '$(ENVOY)' --kube-apiserver '$(KUBE_APISERVER)' --etcd '$(ETCD)'
+
 # Allocation tests mean something only without the race detector; races are
 # found only with it, and it needs a C compiler.
 .PHONY: test

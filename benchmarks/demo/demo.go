@@ -68,48 +68,86 @@ func (r *result) quantile(q float64) time.Duration {
 	return r.ttft[min(len(r.ttft)-1, int(q*float64(len(r.ttft))))]
 }
 
-// Run is the demo command. It writes to out and returns when it has cleaned up
-// after itself.
-func Run(ctx context.Context, args []string, out *os.File) (err error) {
+// Options say what the demo runs.
+type Options struct {
+	// Warmpath, Enginesim and Envoy are paths of the programs.
+	Warmpath, Enginesim, Envoy string
+	// Gateway, if it has a program, runs Envoy with its configuration.
+	Gateway stack.Gateway
+	// Keep leaves everything running afterwards, until the context ends.
+	Keep bool
+	// Discover has warmpath find the engines instead of having them listed, see
+	// [stack.Config]; dir is there for its files. Finale, which may be nil, is
+	// called after the table.
+	Discover func(ctx context.Context, dir string, engines []*stack.Engine) (pool string, err error)
+	Finale   func(ctx context.Context, s *stack.Stack, out io.Writer) error
+}
+
+// Flags registers the options that are set by flags.
+func (o *Options) Flags(fs *flag.FlagSet) {
+	fs.StringVar(&o.Warmpath, "warmpath", "bin/warmpath", "the warmpath `program`")
+	fs.StringVar(&o.Enginesim, "enginesim", "bin/enginesim", "the enginesim `program`")
+	fs.StringVar(&o.Envoy, "envoy", "envoy", "the Envoy `program`")
+	fs.StringVar(&o.Gateway.Program, "envoy-gateway", "", "the Envoy Gateway `program`, to run Envoy with its configuration; empty: Envoy has the one of warmpath envoy-config")
+	fs.StringVar(&o.Gateway.Manifests, "manifests", "deploy/manifests/envoy-gateway", "`folder` of the manifests that attach warmpath to it")
+	fs.BoolVar(&o.Keep, "keep", false, "leave everything running afterwards, until Ctrl-C")
+}
+
+// config returns what the stack is to run, in dir.
+func (o *Options) config(dir string) stack.Config {
+	cfg := stack.Config{
+		Engines: 3, Model: model, Dir: dir, Warmpath: o.Warmpath, Enginesim: o.Enginesim, Envoy: o.Envoy,
+		// 700 blocks of 16 tokens: an engine can keep a third of the workload's
+		// prefixes and a little more, but not all of them.
+		EngineArgs: []string{"--profile", "32b", "--block-size", "16", "--blocks", "700"},
+		RouterArgs: []string{"--extproc.drain_delay=0s"}, // nobody is left to notice
+	}
+	if o.Gateway.Program != "" {
+		cfg.Gateway = &o.Gateway
+	}
+	if o.Discover != nil {
+		cfg.Discover = func(ctx context.Context, engines []*stack.Engine) (string, error) {
+			return o.Discover(ctx, dir, engines)
+		}
+	}
+	return cfg
+}
+
+// Run is the demo command.
+func Run(ctx context.Context, args []string, out *os.File) error {
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
-	cfg := stack.Config{Engines: 3, Model: model}
-	fs.StringVar(&cfg.Warmpath, "warmpath", "bin/warmpath", "the warmpath `program`")
-	fs.StringVar(&cfg.Enginesim, "enginesim", "bin/enginesim", "the enginesim `program`")
-	fs.StringVar(&cfg.Envoy, "envoy", "envoy", "the Envoy `program`")
-	var gateway stack.Gateway
-	fs.StringVar(&gateway.Program, "envoy-gateway", "", "the Envoy Gateway `program`, to run Envoy with its configuration; empty: Envoy has the one of warmpath envoy-config")
-	fs.StringVar(&gateway.Manifests, "manifests", "deploy/manifests/envoy-gateway", "`folder` of the manifests that attach warmpath to it")
-	keep := fs.Bool("keep", false, "leave everything running afterwards, until Ctrl-C")
+	var o Options
+	o.Flags(fs)
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	what := "Envoy"
-	if gateway.Program != "" {
-		what, cfg.Gateway = "Envoy Gateway with its Envoy", &gateway
-	}
-	cfg.Dir, err = os.MkdirTemp("", "warmpath-demo-")
+	return Show(ctx, o, out)
+}
+
+// Show shows the demo. It writes to out and returns when it has cleaned up after
+// itself.
+func Show(ctx context.Context, o Options, out *os.File) (err error) {
+	dir, err := os.MkdirTemp("", "warmpath-demo-")
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil && ctx.Err() == nil {
-			fmt.Fprintf(out, "\nLogs are kept in %s\n", cfg.Dir)
+			fmt.Fprintf(out, "\nLogs are kept in %s\n", dir)
 			return
 		}
-		_ = os.RemoveAll(cfg.Dir)
+		_ = os.RemoveAll(dir)
 	}()
-	// 700 blocks of 16 tokens: an engine can keep a third of the workload's
-	// prefixes and a little more, but not all of them.
-	cfg.EngineArgs = []string{"--profile", "32b", "--block-size", "16", "--blocks", "700"}
-
-	cfg.RouterArgs = []string{"--extproc.drain_delay=0s"} // nobody is left to notice
-
+	what := "Envoy"
+	if o.Gateway.Program != "" {
+		what = "Envoy Gateway with its Envoy"
+	}
 	fmt.Fprintf(out, "Starting three engines, warmpath and %s …\n", what)
 	began := time.Now()
-	s, err := stack.Start(ctx, cfg)
+	s, err := stack.Start(ctx, o.config(dir))
 	defer s.Stop()
 	if err != nil {
 		return err
@@ -128,7 +166,12 @@ func Run(ctx context.Context, args []string, out *os.File) (err error) {
 	if err := verdict(results); err != nil {
 		return err
 	}
-	if *keep {
+	if o.Finale != nil {
+		if err := o.Finale(ctx, s, out); err != nil {
+			return err
+		}
+	}
+	if o.Keep {
 		usage(out, s)
 		<-ctx.Done()
 	}

@@ -34,6 +34,10 @@ type Config struct {
 	Model string
 	// Models, if there are any, are those of the engines in turn, instead.
 	Models []string
+	// Discover, if it is not nil, tells of the engines where the pool is to find
+	// them, and returns the fields of the configuration's pool section, as YAML
+	// in one line, that make it look there. Nil: the section lists them.
+	Discover func(ctx context.Context, engines []*Engine) (pool string, err error)
 	// Silent leaves the engines' events out of the configuration.
 	Silent bool
 	// Extra is appended to the warmpath configuration, for sections that the
@@ -93,8 +97,14 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 		return s, err
 	}
 	s.URL, s.EnvoyAdmin, s.Admin = "http://"+addrs[0], "http://"+addrs[1], "http://"+addrs[2]
+	found := ""
+	if cfg.Discover != nil {
+		if found, err = cfg.Discover(ctx, s.Engines); err != nil {
+			return s, err
+		}
+	}
 	s.config = filepath.Join(cfg.Dir, "warmpath.yaml")
-	settings, err := s.yaml(addrs)
+	settings, err := s.yaml(addrs, found)
 	if err != nil {
 		return s, err
 	}
@@ -139,8 +149,9 @@ func startEngine(cfg Config, i int, old *Engine) (*Engine, error) {
 }
 
 // yaml writes the configuration for addrs: Envoy, its admin, ours, ext_proc.
-// Where Envoy Gateway runs Envoy, the section extproc is that of the manifests.
-func (s *Stack) yaml(addrs []string) (string, error) {
+// Where Envoy Gateway runs Envoy, the section extproc is that of the manifests. The
+// pool has the fields of found, or, if that is empty, the engines.
+func (s *Stack) yaml(addrs []string, found string) (string, error) {
 	extproc := object{}
 	if s.cfg.Gateway != nil {
 		var err error
@@ -154,9 +165,20 @@ func (s *Stack) yaml(addrs []string) (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "extproc: %s\nadmin: {listen: %q}\nenvoy: {listen: %q, admin: %q}\npool:\n", section, addrs[2], addrs[0], addrs[1])
+	engines := ""
+	if found != "" {
+		// localhost is what a headless Service's name is in a cluster.
+		for _, e := range s.Engines {
+			engines += fmt.Sprintf("%q, ", "localhost:"+e.HTTP[strings.LastIndexByte(e.HTTP, ':')+1:])
+		}
+	}
+	fmt.Fprintf(&b, "extproc: %s\nadmin: {listen: %q}\nenvoy: {listen: %q, admin: %q, engines: [%s]}\npool:\n", section, addrs[2], addrs[0], addrs[1], engines)
 	if s.cfg.Health > 0 {
 		fmt.Fprintf(&b, "  health: {interval: %s}\n", s.cfg.Health)
+	}
+	if found != "" {
+		b.WriteString("  " + found + "\n" + s.cfg.Extra)
+		return b.String(), nil
 	}
 	b.WriteString("  static:\n    endpoints:\n")
 	for _, e := range s.Engines {
