@@ -121,6 +121,8 @@ type result struct {
 	PeakResident int64   `json:"peak_resident_bytes"`
 	Idle         int64   `json:"idle_resident_bytes"`
 	PeakRatio    float64 `json:"peak_resident_ratio"`
+	// TokenCache is the part of it that the tokenizer's cache had in the end.
+	TokenCache int64 `json:"token_cache_bytes"`
 	// EnvoyCPU is 0 without an Envoy.
 	EnvoyCPU     float64 `json:"envoy_cpu_us_per_request"`
 	FirstFailure string  `json:"first_failure,omitempty"`
@@ -149,6 +151,7 @@ func summarize(r row, rounds [][]slice, null, concurrency int) []result {
 			all.used.Messages += s.used.Messages
 			all.latencies = append(all.latencies, s.latencies...)
 			out.PeakResident = max(out.PeakResident, s.used.PeakResident)
+			out.TokenCache = max(out.TokenCache, s.used.TokenCache)
 			if s.fault != nil && out.FirstFailure == "" {
 				out.FirstFailure = s.fault.Error()
 			}

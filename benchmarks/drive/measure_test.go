@@ -199,13 +199,13 @@ func TestVerdicts(t *testing.T) {
 		{Name: "random", BodyBytes: 1024, Endpoints: 10, Ratio: 2, RatioLow: 1.9, RatioHigh: 2.1, Messages: 3},
 		{Name: "random", BodyBytes: 1024, Endpoints: 1000, Ratio: 4, RatioLow: 3.8, RatioHigh: 4.2, Messages: 3},
 		{Name: "random", BodyBytes: 1024, Endpoints: 10, ResponseChunks: 100, Ratio: 2, RatioLow: 2, RatioHigh: 2, Messages: 103},
-		{Name: "random", BodyBytes: 1 << 20, Endpoints: 10, Ratio: 2, RatioLow: 2, RatioHigh: 2, PeakResident: 1, PeakRatio: 3, Messages: 3},
+		{Name: "random", BodyBytes: 1 << 20, Endpoints: 10, Ratio: 2, RatioLow: 2, RatioHigh: 2, PeakResident: 300, Idle: 100, TokenCache: 50, PeakRatio: 3, Messages: 3},
 	})
 	want := []string{
 		"random, 10 endpoints, 1K body, 0 chunks: 2.00 × null (≤ 2.4, goal 1.2: met)",
 		"random, 1000 endpoints, 1K body, 0 chunks: 2.00 × its cost at 10 endpoints (≤ 1.5, goal 1.1: MISSED)",
 		"random, 10 endpoints, 1K body, 100 chunks: 1.00 messages per chunk (0: MISSED)",
-		"random, 10 endpoints, 1M body, 0 chunks: peak resident 3.00 × body × concurrency (≤ 4, goal 2: met)",
+		"random, 10 endpoints, 1M body, 0 chunks: peak resident 3.00 × body × concurrency (≤ 4, goal 2: met), of which 1.00 before the first request and 0.50 in the token cache",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("verdicts (-want +got):\n%s", diff)

@@ -98,23 +98,23 @@ func writeTable(out io.Writer, env origin, o options, results []result) {
 	fmt.Fprintf(out, "machine  %s\nload     %s\ncommit   %s\ngo       %s\nbegan    %s\ncommand  %s\ndriven   %s, closed loop of %d requests at a time\n\n",
 		env.Machine, env.Load, env.Commit, env.Go, env.Began.Format(time.RFC3339), env.Command, through, o.concurrency)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	head := []string{"lane", "endpoints", "body", "chunks", "requests", "failed", "CPU µs", "× null", "from", "to", "allocs", "KB", "messages", "tokenized", "p50 ms", "p99 ms", "null p50", "null p99", "peak MB"}
+	head := []string{"lane", "endpoints", "body", "chunks", "requests", "failed", "CPU µs", "× null", "from", "to", "allocs", "KB", "messages", "tokenized", "p50 ms", "p99 ms", "null p50", "null p99", "peak MB", "idle MB", "cache MB"}
 	if o.envoy != "" {
 		head = append(head, "Envoy µs")
 	}
 	fmt.Fprintln(w, strings.Join(head, "\t")+"\t")
 	for _, r := range results {
-		fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\t%s\t",
+		fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\t%s\t%s\t%s\t",
 			r.Name, r.Endpoints, size(r.BodyBytes), r.ResponseChunks, r.Requests, r.Failures,
 			figure(r.CPU, 1), figure(r.Ratio, 2), figure(r.RatioLow, 2), figure(r.RatioHigh, 2), figure(r.Allocs, 0), figure(r.Bytes/1024, 1), figure(r.Messages, 2), figure(r.Tokenized, 2),
-			r.P50, r.P99, r.NullP50, r.NullP99, figure(float64(r.PeakResident)/(1<<20), 1))
+			r.P50, r.P99, r.NullP50, r.NullP99, figure(float64(r.PeakResident)/(1<<20), 1), figure(float64(r.Idle)/(1<<20), 1), figure(float64(r.TokenCache)/(1<<20), 1))
 		if o.envoy != "" {
 			fmt.Fprintf(w, "%s\t", figure(r.EnvoyCPU, 0))
 		}
 		fmt.Fprintln(w)
 	}
 	_ = w.Flush()
-	fmt.Fprintf(out, "\nCPU, allocs, KB and messages are the server's for one request, and how often it asked the tokenizer; CPU and × null are medians of the rounds,\nfrom and to the bounds of × null with a confidence of 95 %%.\n")
+	fmt.Fprintf(out, "\nCPU, allocs, KB and messages are the server's for one request, and how often it asked the tokenizer; CPU and × null are medians of the rounds,\nfrom and to the bounds of × null with a confidence of 95 %%.\nPeak MB is the most physical memory of the server's process at any time since before its first request, warm-up included: the pages of the program file,\nthe heap with what the collector has not freed, and caches; idle MB what it had before the first request, cache MB what the tokenizer's cache held at\nmost, which is no memory of requests in flight and has a bound of its own.\n")
 	if v := verdicts(results); len(v) > 0 && o.envoy == "" {
 		fmt.Fprintf(out, "\nBars:\n  %s\n", strings.Join(v, "\n  "))
 	}

@@ -64,6 +64,11 @@ const (
 	orderEnd order = "end"
 )
 
+// GCPercent is what the routers ask of the garbage collector: the default of
+// the program's configuration, memory.gc_percent. The null server leaves it to
+// Go, as every yardstick.
+const GCPercent = 50
+
 // usage is every further line that a server writes, one an order: what it has
 // used since it started.
 type usage struct {
@@ -72,10 +77,16 @@ type usage struct {
 	AllocBytes uint64        `json:"alloc_bytes"`
 	// Messages are those received from Envoy, or from who plays its part.
 	Messages uint64 `json:"messages"`
-	// Resident and PeakResident are bytes of physical memory; the peak is that
-	// since the first order. 0 where the system does not tell.
+	// Resident and PeakResident are bytes of physical memory, all of the
+	// process's: pages of the program file, the heap with what the collector has
+	// not freed yet, and caches. The peak is that since the first order. 0 where
+	// the system does not tell.
 	Resident     int64 `json:"resident"`
 	PeakResident int64 `json:"peak_resident"`
+	// TokenCache is what the tokenizer's cache holds, which has a bound of its
+	// own (tokenizer.cache_bytes): in lanes whose every text is new it grows with
+	// the requests made, not with those in flight.
+	TokenCache int64 `json:"token_cache"`
 }
 
 // serve is the subcommand server.
@@ -92,7 +103,7 @@ func serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	run, messages, err := cfg.build()
+	run, count, err := cfg.build()
 	if err != nil {
 		l.Close()
 		return err
@@ -102,21 +113,23 @@ func serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	answers := json.NewEncoder(out)
 	err = answers.Encode(serverReady{Address: l.Addr().String()})
 	if err == nil {
-		err = cfg.obey(lines, answers, messages)
+		err = cfg.obey(lines, answers, count)
 	}
 	cancel()
 	return errors.Join(err, <-served)
 }
 
-// build wires a server. messages counts the messages it has received.
-func (cfg serverConfig) build() (run func(context.Context, net.Listener) error, messages func() uint64, err error) {
+// build wires a server. count fills in what the server itself knows of its
+// usage.
+func (cfg serverConfig) build() (run func(context.Context, net.Listener) error, count func(*usage), err error) {
 	if len(cfg.Addresses) == 0 {
 		return nil, nil, errors.New("addresses: empty")
 	}
 	if cfg.Kind == serverNull {
 		s := &nullServer{destination: cfg.Addresses[0]}
-		return s.run, s.messages.Load, nil
+		return s.run, func(u *usage) { u.Messages = s.messages.Load() }, nil
 	}
+	debug.SetGCPercent(GCPercent)
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	reg := prometheus.NewRegistry()
 	random := rand.New(rand.NewPCG(cfg.Workload.Seed, 1<<34))
@@ -158,7 +171,10 @@ func (cfg serverConfig) build() (run func(context.Context, net.Listener) error, 
 		g.Go(func() error { return s.Run(ctx, l) })
 		return g.Wait()
 	}
-	return run, func() uint64 { return counted(reg, "warmpath_extproc_messages_total") }, nil
+	return run, func(u *usage) {
+		u.Messages = counted(reg, "warmpath_extproc_messages_total")
+		u.TokenCache = int64(counted(reg, "warmpath_tokenizer_cache_bytes"))
+	}, nil
 }
 
 // pool makes a pool that is never probed, whose endpoints have all reported
@@ -189,7 +205,7 @@ func publishers(s *pool.Snapshot) []kvindex.Publisher {
 	return all
 }
 
-// counted returns the sum of a counter over all its labels.
+// counted returns the sum of a counter or gauge over all its labels.
 func counted(g prometheus.Gatherer, name string) uint64 {
 	families, err := g.Gather()
 	if err != nil {
@@ -201,15 +217,15 @@ func counted(g prometheus.Gatherer, name string) uint64 {
 			continue
 		}
 		for _, m := range f.GetMetric() {
-			sum += m.GetCounter().GetValue()
+			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
 		}
 	}
 	return uint64(sum)
 }
 
-// obey answers orders until there are no more. Counting messages costs
-// something itself, so it is done outside of what the slice is charged with.
-func (cfg serverConfig) obey(lines *json.Decoder, answers *json.Encoder, messages func() uint64) (err error) {
+// obey answers orders until there are no more. Counting costs something itself,
+// so it is done outside of what the slice is charged with.
+func (cfg serverConfig) obey(lines *json.Decoder, answers *json.Encoder, count func(*usage)) (err error) {
 	var profile *os.File
 	defer func() {
 		if profile != nil {
@@ -239,11 +255,11 @@ func (cfg serverConfig) obey(lines *json.Decoder, answers *json.Encoder, message
 		var u usage
 		switch o {
 		case orderBegin:
-			u.Messages = messages()
+			count(&u)
 			u.measure()
 		case orderEnd:
 			u.measure()
-			u.Messages = messages()
+			count(&u)
 		default:
 			return fmt.Errorf("unknown order %q", o)
 		}
@@ -262,7 +278,7 @@ func writeAllocs(name string) error {
 	return errors.Join(pprof.Lookup("allocs").WriteTo(f, 0), f.Close())
 }
 
-// measure fills in what the process has used, less the messages.
+// measure fills in what the process has used, less what only the server knows.
 func (u *usage) measure() {
 	samples := []metrics.Sample{{Name: "/gc/heap/allocs:objects"}, {Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(samples)

@@ -78,7 +78,9 @@ func verdicts(results []result) []string {
 			}
 		}
 		if r.BodyBytes >= residentBody && r.PeakResident > 0 {
-			out = append(out, fmt.Sprintf("%s: peak resident %.2f × body × concurrency (%s)", at, r.PeakRatio, grade(exactly(r.PeakRatio), residentMust, residentGoal)))
+			unit := r.PeakRatio / float64(r.PeakResident)
+			out = append(out, fmt.Sprintf("%s: peak resident %.2f × body × concurrency (%s), of which %.2f before the first request and %.2f in the token cache", at,
+				r.PeakRatio, grade(exactly(r.PeakRatio), residentMust, residentGoal), unit*float64(r.Idle), unit*float64(r.TokenCache)))
 		}
 		if r.ResponseChunks > 0 && r.Messages > 0 {
 			per := (r.Messages - messagesPerRequest) / float64(r.ResponseChunks)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ type Config struct {
 	Pool      pool.Config      `yaml:"pool"`
 	Index     IndexConfig      `yaml:"index"`
 	Events    events.Config    `yaml:"events"`
+	Memory    MemoryConfig     `yaml:"memory"`
 	Log       LogConfig        `yaml:"log"`
 }
 
@@ -42,6 +44,14 @@ type IndexConfig struct {
 	kvindex.Config `yaml:",inline"`
 	// SeedFile names a file that holds the fleet's seed, see readSeed.
 	SeedFile string `yaml:"seed_file" help:"file with the fleet's hash seed, 16 hexadecimal digits; empty: a random seed for this process"`
+}
+
+// MemoryConfig is what the program asks of Go's garbage collector. A limit is
+// set by GOMEMLIMIT, as for any Go program.
+type MemoryConfig struct {
+	// GCPercent is how much the heap may grow, in percent of what is in use,
+	// before it is collected. 0 leaves it to GOGC.
+	GCPercent int `yaml:"gc_percent" help:"growth of the heap before it is collected, in percent of what is in use; less costs processor time, more costs memory; 0 leaves it to GOGC"`
 }
 
 // LogConfig says what is logged and how.
@@ -62,6 +72,7 @@ func DefaultConfig() Config {
 		Pool:      pool.DefaultConfig(),
 		Index:     IndexConfig{Config: kvindex.Config{MaxBlocks: kvindex.DefaultMaxBlocks}},
 		Events:    events.DefaultConfig(),
+		Memory:    MemoryConfig{GCPercent: 50},
 		Log:       LogConfig{Level: "info", Format: "text"},
 	}
 }
@@ -82,6 +93,7 @@ func (c Config) Validate() error {
 		{"pool", c.Pool.Validate()},
 		{"index", c.Index.Validate()},
 		{"events", c.Events.Validate()},
+		{"memory", c.Memory.Validate()},
 		{"log", c.Log.Validate()},
 	} {
 		for _, err := range unjoin(section.err) {
@@ -94,6 +106,21 @@ func (c Config) Validate() error {
 
 // Validate reports every fault of c.
 func (c AdminConfig) Validate() error { return validateListen("listen", c.Listen) }
+
+// Validate reports every fault of c.
+func (c MemoryConfig) Validate() error {
+	if c.GCPercent != 0 && (c.GCPercent < 10 || c.GCPercent > 1000) {
+		return fmt.Errorf("gc_percent: %d is out of range; use 10 to 1000, or 0 to leave it to GOGC", c.GCPercent)
+	}
+	return nil
+}
+
+// apply tells the collector.
+func (c MemoryConfig) apply() {
+	if c.GCPercent > 0 {
+		debug.SetGCPercent(c.GCPercent)
+	}
+}
 
 // Validate reports every fault of c.
 func (c LogConfig) Validate() error {

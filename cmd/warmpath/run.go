@@ -44,6 +44,7 @@ type router struct {
 
 // serve runs the router until ctx ends. Its routing section follows src.
 func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error {
+	cfg.Memory.apply()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	client := &http.Client{Transport: transport()}
