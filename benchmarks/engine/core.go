@@ -286,6 +286,23 @@ func (c *Core) Submit(now time.Time, r Request) (SequenceID, error) {
 	return s.id, nil
 }
 
+// Cached returns how many tokens of a prompt the engine would find if it were
+// admitted now, on the device and behind them in host memory. It changes
+// nothing.
+func (c *Core) Cached(r Request) (device, host int) {
+	s := &sequence{tokens: r.Prompt, names: r.Names, length: max(len(r.Prompt), r.PromptTokens), scope: &scope{adapter: r.Adapter, salt: r.Salt}}
+	hits, _ := c.match(s)
+	n := len(hits)
+	if c.host != nil {
+		for limit := (s.length - 1) / c.cfg.BlockSize; n < limit; n++ {
+			if _, ok := c.host.at[s.digests[n]]; !ok {
+				break
+			}
+		}
+	}
+	return len(hits) * c.cfg.BlockSize, (n - len(hits)) * c.cfg.BlockSize
+}
+
 // Abort ends a sequence and frees its blocks: at once, or with the step in
 // flight if that computes it. It reports whether the sequence was alive. An
 // aborted sequence appears in no later result.

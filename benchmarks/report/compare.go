@@ -134,6 +134,9 @@ func load(arg string) (*side, error) {
 		c := &result.Cells[i]
 		strategies = append(strategies, c.Strategy)
 		k := key{c.Workload, c.Strategy, c.Endpoints, c.Load, c.Setting}
+		if c.Load == 0 { // it was given as a speed
+			k.setting = strings.TrimPrefix(k.setting+fmt.Sprintf(", speed %g", c.Speed), ", ")
+		}
 		if strategy != "" {
 			if c.Strategy != strategy {
 				continue

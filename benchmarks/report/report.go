@@ -148,6 +148,9 @@ func newDocument(title string, slo float64, cells []sim.Cell) (*document, error)
 	var groups []*group
 	for i := range cells {
 		c := &cells[i]
+		if c.Load == 0 { // it was given as a speed
+			c.Load, c.Setting = c.Speed, strings.TrimPrefix(c.Setting+", loads as multiples of the recorded rate", ", ")
+		}
 		at := slices.IndexFunc(groups, func(g *group) bool {
 			return g.workload == c.Workload && g.setting == c.Setting && g.endpoints == c.Endpoints
 		})
@@ -378,7 +381,7 @@ func (g *group) drawing(m metric) (template.HTML, error) {
 		}
 		curves = append(curves, c)
 	}
-	return lines(m.label+", against load", "load, as a share of the knee", m, curves)
+	return lines(m.label+", against load", "load", m, curves)
 }
 
 func newCurve(name string, xs []float64, at func(float64) *sim.Cell, m metric) curve {

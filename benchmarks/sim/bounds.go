@@ -91,7 +91,7 @@ func (s Scenario) pooled() Scenario {
 	s.Profile.PerPrefillPair /= n
 	s.Profile.PerDecodeContext /= n
 	s.Profile.PerLoadedToken /= n
-	s.pool = s.Endpoints
+	s.pool, s.Detail = s.Endpoints, false
 	s.Strategy, s.Endpoints, s.Replicas, s.Wire, s.Slow, s.Restart, s.Lag, s.Loss = "round-robin", 1, 1, false, 0, 0, 0, 0
 	return s
 }

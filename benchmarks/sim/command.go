@@ -28,7 +28,7 @@ type options struct {
 	restart                                       time.Duration
 	slow                                          float64
 	first                                         uint64
-	replay, wire, json, dryRun, list              bool
+	replay, wire, detail, json, dryRun, list      bool
 }
 
 func (o *options) flags() *flag.FlagSet {
@@ -53,6 +53,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.DurationVar(&o.restart, "restart", 0, "time after which the next endpoint crashes and comes back empty; 0: none does")
 	fs.Float64Var(&o.slow, "slow", 0, "share of endpoints that are half as fast")
 	fs.BoolVar(&o.wire, "wire", false, "encode KV events as engines do and decode them as serve does")
+	fs.BoolVar(&o.detail, "detail", false, "measure who waited where and what decisions cost, for report")
 	fs.StringVar(&o.set, "set", "", "constants of prefix-cache, as release=1s,eviction_price=2")
 	fs.IntVar(&o.requests, "requests", 0, "use only the first requests of the workload; 0: all")
 	fs.IntVar(&o.workers, "workers", 0, "runs side by side; 0: one for each core. Results do not depend on it")
@@ -158,7 +159,7 @@ func (o *options) plan() (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	base := Scenario{Replay: o.replay, Restart: o.restart, Slow: o.slow, Wire: o.wire}
+	base := Scenario{Replay: o.replay, Restart: o.restart, Slow: o.slow, Wire: o.wire, Detail: o.detail}
 	if base.Profile, err = engine.ProfileByName(o.profile); err != nil {
 		return Plan{}, fmt.Errorf("--profile: %w", err)
 	}

@@ -29,6 +29,9 @@ type endpoint struct {
 	ended                   int
 	queued, prefill, decode float64
 	steps, between          float64
+	// backlog is the work of requests that wait for their first token, in
+	// seconds, known with detail only.
+	backlog float64
 	// computed are the prompt tokens computed, over all lives of the engine.
 	computed int
 }

@@ -24,6 +24,10 @@ type Outcome struct {
 	Imbalance float64
 	// Span is the time from the first arrival to the last token.
 	Span float64
+	// Waiting is [Detail.Waiting] and Regrets how many decisions are in each
+	// of [RegretLabels], if the scenario asks for detail.
+	Waiting [][]float64
+	Regrets []int
 	// Requests ended, Refused never fitted, Crashes happened.
 	Requests, Refused, Crashes int
 	// Preempted counts the sequences that engines threw back to their queues.
@@ -93,6 +97,9 @@ func (r *run) outcome() *Outcome {
 		n := r.endpoints[i].computed
 		o.Prefill = append(o.Prefill, n)
 		most, all = max(most, n), all+n
+	}
+	if r.Detail {
+		o.Waiting, o.Regrets = r.waiting(), r.regrets
 	}
 	if all > 0 {
 		o.Imbalance = float64(most) * float64(len(r.endpoints)) / float64(all)

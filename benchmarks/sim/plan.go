@@ -339,7 +339,7 @@ func newCell(it *Item, seeds []*Outcome, refs []Reference, speed float64) Cell {
 		TokenHit:  of(func(o *Outcome) float64 { return o.TokenHit }),
 		Imbalance: of(func(o *Outcome) float64 { return o.Imbalance }).Mean,
 		Speed:     speed,
-		Detail:    Detail{Setting: it.setting(), Capacity: it.Capacity},
+		Detail:    it.detail(seeds),
 	}
 	for k, r := range refs {
 		n := float64(len(refs))

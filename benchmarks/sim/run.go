@@ -33,6 +33,7 @@ type run struct {
 	requests []request
 	left     int // requests that have not ended
 	crashes  int
+	regrets  []int // by bin, see regret
 	buf      []byte
 }
 
@@ -47,6 +48,9 @@ type request struct {
 	first   time.Duration
 	done    time.Duration
 	state   status
+	// work is what it had to compute where it was sent, in seconds, known with
+	// detail only.
+	work float64
 }
 
 type status uint8
@@ -171,6 +175,9 @@ func (r *run) send(i int) error {
 	} else {
 		req.PromptTokens, req.Names = w.InputTokens, p.names
 	}
+	if r.Detail {
+		r.regret(i, at, req)
+	}
 	// From its arrival: a request that was sent before has waited since.
 	if _, err := e.core.Submit(epoch.Add(q.arrived), req); err != nil {
 		q.state = refused
@@ -222,6 +229,7 @@ func (r *run) endStep(at int) {
 		i := int(e.requests[id-1])
 		q := &r.requests[i]
 		q.first, q.state = r.now, answered
+		e.backlog -= q.work
 		r.choosers[q.replica].started(now, i)
 	}
 	for k := range result.Finished {
@@ -254,6 +262,7 @@ func (r *run) crash(at int) error {
 		return err
 	}
 	e.core, e.requests, e.due = core, nil, 0
+	e.backlog = 0
 	e.ended, e.queued, e.prefill, e.decode, e.steps, e.between = 0, 0, 0, 0, 0, 0
 	r.agenda.add(r.now+downtime, comeback, at)
 	r.tellAbsent(at)

@@ -42,6 +42,9 @@ type Scenario struct {
 	// production decoder, and prompts as token ids. Blocks that answers fill
 	// are then unknown to later prompts.
 	Wire bool
+	// Detail has the outcome say who waited where, and what every decision
+	// cost.
+	Detail bool
 	// Routing configures the product's strategies.
 	Routing routing.Config
 
