@@ -127,12 +127,12 @@ func fromDynamic(in dynamic.ResourceInterface) lister {
 func (w *kubeWatch) observed(t watched) *cache.ListWatch {
 	failing := map[string]bool{} // by verb; the reflector's own goroutines, one after the other
 	var mu sync.Mutex
-	report := func(verb string, err error) {
+	report := func(ctx context.Context, verb string, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		log := w.log.With("resource", string(t.resource), "namespace", t.namespace, "selector", t.selector+t.field)
 		switch {
-		case err != nil && w.ctx.Err() != nil:
+		case err != nil && ctx.Err() != nil: // the watch is over
 		case err != nil:
 			w.metrics.errors[t.resource].Inc()
 			if !failing[verb] {
@@ -149,14 +149,14 @@ func (w *kubeWatch) observed(t watched) *cache.ListWatch {
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			options(&o)
 			list, err := t.from.list(ctx, o)
-			report("list", err)
+			report(ctx, "list", err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			options(&o)
 			in, err := t.from.watch(ctx, o)
 			if o.SendInitialEvents == nil || err == nil || apierrors.IsForbidden(err) {
-				report("watch", err) // else the server cannot list by watching, which is no fault
+				report(ctx, "watch", err) // else the server cannot list by watching, which is no fault
 			}
 			return in, err
 		},

@@ -72,13 +72,19 @@ type rig struct {
 // has into those that are dialed.
 func newRig(t *testing.T, c *cluster.Cluster, namespace string, addresses func(string) string, change func(*pool.KubernetesConfig)) *rig {
 	t.Helper()
+	return newRigAs(t, c, namespace, readOnly(), addresses, change)
+}
+
+// newRigAs is newRig with an identity that may do what rules say.
+func newRigAs(t *testing.T, c *cluster.Cluster, namespace string, rules []rbacv1.PolicyRule, addresses func(string) string, change func(*pool.KubernetesConfig)) *rig {
+	t.Helper()
 	r := &rig{t: t, cluster: c, namespace: namespace, registry: prometheus.NewRegistry(), hasher: kvindex.NewHasher(fleetSeed)}
 	var err error
 	if r.proxy, err = cluster.NewProxy(t.Context(), c.Address()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.proxy.Close)
-	identity, err := c.ServiceAccount(t.Context(), namespace, "warmpath", readOnly())
+	identity, err := c.ServiceAccount(t.Context(), namespace, "warmpath", rules)
 	if err != nil {
 		t.Fatal(err)
 	}
