@@ -91,7 +91,7 @@ test-deploy: apiserver envoy gateway ## test against a real Kubernetes API serve
 .PHONY: test-chart
 test-chart: export WARMPATH_TEST_ENVOY := $(ENVOY)
 test-chart: envoy ## test the Helm chart, the manifests, the Dockerfile and the pages of deploy
-	$(GO) -C deploy/render test -count=1 -shuffle=on -timeout 10m ./...
+	$(GO) -C deploy/render test -count=1 -shuffle=on -timeout 20m ./...
 
 .PHONY: manifests
 manifests: ## write deploy/manifests from deploy/chart
