@@ -40,6 +40,8 @@ type applier struct {
 	model  string
 	state  *pool.State
 	to     target
+	// root is told where a chain begins; nil: nobody is.
+	root func(kvindex.BlockHash, kvindex.Scope)
 
 	dec      Decoder
 	contents []kvindex.ContentHash
@@ -144,9 +146,11 @@ func (a *applier) store(e *Event, n *tally) {
 		a.blind = a.blind || e.Blind
 		s.Contents = a.blockContents(e)
 		if !e.HasParent {
-			s.Root = a.hasher.Root(kvindex.Scope{
-				Model: a.model, Adapter: e.Lora, Salt: e.Salt, BlockSize: e.BlockSize,
-			})
+			scope := kvindex.Scope{Model: a.model, Adapter: e.Lora, Salt: e.Salt, BlockSize: e.BlockSize}
+			s.Root = a.hasher.Root(scope)
+			if a.root != nil {
+				a.root(s.Root, scope)
+			}
 		}
 	}
 	u := a.to.Store(s)

@@ -28,6 +28,9 @@ type Status struct {
 	Rank     int    `json:"rank"`
 	Events   string `json:"events"`
 	Replay   string `json:"replay,omitempty"`
+	Relay    string `json:"relay,omitempty"`
+	// Source is who feeds the publisher: the engine's own stream, or a relay.
+	Source string `json:"source"`
 	// Phase is where the publisher's history stands, Trust how far its state
 	// can be believed, Since when the trust last changed.
 	Phase string    `json:"phase"`
@@ -58,6 +61,8 @@ type Manager struct {
 	rand      *rand.Rand
 	slots     chan struct{}
 	ready     chan struct{}
+	taps      Taps   // nil: nobody is told
+	relays    Relays // nil: relays are ignored
 
 	mu      sync.Mutex
 	running map[kvindex.PublisherID]*running // guarded by mu; changed by Run only
@@ -68,32 +73,27 @@ type Manager struct {
 
 // running is a subscriber and what it was started for.
 type running struct {
-	subject
+	Subject
 	sub    *subscriber
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-// subject is all that a subscription depends on. When any of it changes, the
-// state of the old one is of no use.
-type subject struct {
-	publisher pool.Publisher
-	endpoint  string
-	model     string
-	state     *pool.State
-}
-
 // New returns a manager that writes to index with the hashes of hasher. random
 // spreads retries in time.
-func New(cfg Config, index *kvindex.Index, hasher kvindex.Hasher, transport Transport, log *slog.Logger, reg prometheus.Registerer, random *rand.Rand) (*Manager, error) {
+func New(cfg Config, index *kvindex.Index, hasher kvindex.Hasher, transport Transport, log *slog.Logger, reg prometheus.Registerer, random *rand.Rand, options ...Option) (*Manager, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Manager{
+	m := &Manager{
 		cfg: cfg, index: index, hasher: hasher, transport: transport, log: log.With("component", "events"),
 		metrics: newMetrics(reg), rand: random, slots: make(chan struct{}, cfg.Replays),
 		ready: make(chan struct{}), running: map[kvindex.PublisherID]*running{},
-	}, nil
+	}
+	for _, o := range options {
+		o(m)
+	}
+	return m, nil
 }
 
 // Ready returns a channel that is closed once every publisher that the first
@@ -148,20 +148,20 @@ func (m *Manager) Status() []Status {
 
 // follow starts and stops subscribers so that they are those of snap.
 func (m *Manager) follow(ctx context.Context, snap *pool.Snapshot) error {
-	want := map[kvindex.PublisherID]subject{}
+	want := map[kvindex.PublisherID]Subject{}
 	present := map[kvindex.Publisher]bool{}
 	for _, e := range snap.Endpoints {
 		for _, p := range e.Publishers {
 			// Without its model's id the blocks have no root: wait for the list.
 			if len(e.Models) > 0 {
-				want[p.ID] = subject{p, e.Name, e.Models[0], e.State}
+				want[p.ID] = Subject{p, e.Name, e.Address, e.Models[0], e.State}
 			}
 			present[p.Publisher] = len(e.Models) > 0 || e.Health < pool.HealthFailed
 		}
 	}
 	m.stop(func(id kvindex.PublisherID) bool {
 		s, ok := want[id]
-		return !ok || s != m.running[id].subject
+		return !ok || s != m.running[id].Subject
 	})
 	m.await(present)
 	for id, s := range want {
@@ -212,35 +212,43 @@ func (m *Manager) tellReady() {
 	}
 }
 
-func (m *Manager) start(ctx context.Context, of subject) error {
-	w, err := m.index.Open(of.publisher.Publisher)
+func (m *Manager) start(ctx context.Context, of Subject) error {
+	p := of.Publisher
+	w, err := m.index.Open(p.Publisher)
 	if err != nil {
-		return fmt.Errorf("publisher of %s: %w", of.endpoint, err)
+		return fmt.Errorf("publisher of %s: %w", of.Endpoint, err)
 	}
-	log := m.log.With("endpoint", of.endpoint, "rank", of.publisher.Rank)
+	log := m.log.With("endpoint", of.Endpoint, "rank", p.Rank)
 	s := &subscriber{
 		cfg: m.cfg, transport: m.transport, slots: m.slots, log: log, m: m.metrics,
 		rand:      rand.New(rand.NewPCG(m.rand.Uint64(), m.rand.Uint64())),
-		publisher: of.publisher, writer: w, settled: sync.OnceFunc(func() { m.settled(of.publisher.Publisher) }),
-		series: m.metrics.series(of.endpoint, of.publisher.Rank), seq: NewSequence(of.publisher.Replay != ""),
-		applier: applier{hasher: m.hasher, model: of.model, state: of.state, to: w},
+		publisher: p, writer: w, settled: sync.OnceFunc(func() { m.settled(p.Publisher) }),
+		series: m.metrics.series(of.Endpoint, p.Rank), seq: NewSequence(p.Replay != ""),
+		applier: applier{hasher: m.hasher, model: of.Model, state: of.State, to: w},
 		pauses:  newPauses(m.cfg),
 		status: Status{
-			Endpoint: of.endpoint, Rank: of.publisher.Rank, Events: of.publisher.Events, Replay: of.publisher.Replay,
+			Endpoint: of.Endpoint, Rank: p.Rank, Events: p.Events, Replay: p.Replay, Relay: p.Relay, Source: sourceEngine,
 			Phase: Connecting.String(), Trust: kvindex.TrustSilent.String(), Since: time.Now(),
 		},
 	}
-	if of.publisher.Replay == "" {
+	if m.taps != nil {
+		s.tap = m.taps.Open(of, w)
+		s.applier.root = s.tap.Root
+	}
+	if p.Replay == "" && p.Events != "" {
 		log.Warn("no replay endpoint: what is missed cannot be had again; set replay_endpoint in the engine's --kv-events-config and replay here")
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	r := &running{subject: of, sub: s, cancel: cancel, done: make(chan struct{})}
+	r := &running{Subject: of, sub: s, cancel: cancel, done: make(chan struct{})}
 	m.mu.Lock()
-	m.running[of.publisher.ID] = r
+	m.running[p.ID] = r
 	m.mu.Unlock()
 	go func() {
 		defer close(r.done)
-		s.run(ctx)
+		m.feed(ctx, s, of)
+		if s.tap != nil {
+			s.tap.Close()
+		}
 		w.Close()
 		s.series.remove()
 	}()
@@ -259,7 +267,7 @@ func (m *Manager) stop(which func(kvindex.PublisherID) bool) {
 	for _, r := range stopped {
 		<-r.done
 		m.mu.Lock()
-		delete(m.running, r.publisher.ID)
+		delete(m.running, r.Publisher.ID)
 		m.mu.Unlock()
 	}
 }

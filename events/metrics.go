@@ -23,6 +23,7 @@ type metrics struct {
 	missed    prometheus.Counter
 	resets    prometheus.Counter
 	connects  prometheus.Counter
+	switches  prometheus.Counter
 	replays   [4]prometheus.Counter
 	lag       prometheus.Histogram
 	trust     *prometheus.GaugeVec
@@ -66,6 +67,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		missed:   counter("missed_total", "Batches missing in live streams, replayed later or not."),
 		resets:   counter("resets_total", "Times a publisher's state was dropped: restarts, and losses that no replay mends."),
 		connects: counter("connects_total", "Live connections made."),
+		switches: counter("source_switches_total", "Times a publisher went from its relay to the engine's own stream or back."),
 		lag: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "warmpath_events_lag_seconds", Help: "Age of live batches when applied, by the engine's clock.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},

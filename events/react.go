@@ -147,7 +147,7 @@ func (s *subscriber) do(ctx context.Context, st Step, m message) {
 		s.m.resets.Inc()
 		s.log.Info("publisher's state dropped", "phase", s.seq.Phase().String())
 		s.applier.forget()
-		s.last = nil
+		s.last, s.generation = nil, s.generation+1
 	}
 	switch {
 	case m.payload == nil:
@@ -234,16 +234,32 @@ func (s *subscriber) publish() {
 	if phase == Live || phase == Stale {
 		s.settled()
 	}
-	if trust != s.trust {
+	s.setTrust(trust, phase, time.Now())
+	s.mu.Lock()
+	s.status.Blind = s.applier.blind
+	s.mu.Unlock()
+	if s.tap != nil {
+		at := Point{Generation: s.generation, Trust: trust}
+		if next, ok := s.seq.Next(); ok && next > 0 {
+			at.Sequence, at.Sequenced = next-1, true
+		}
+		s.tap.Sync(at)
+	}
+}
+
+// setTrust makes known where the publisher stands.
+func (s *subscriber) setTrust(trust kvindex.Trust, phase Phase, now time.Time) {
+	changed := trust != s.trust
+	if changed {
 		s.writer.SetTrust(trust)
 		s.series.trust.Set(float64(trust))
 		s.log.Info("publisher's trust changed", "from", s.trust.String(), "to", trust.String(), "phase", phase.String())
 	}
 	s.mu.Lock()
-	if trust != s.trust || s.status.Since.IsZero() {
-		s.status.Since = time.Now()
+	if changed || s.status.Since.IsZero() {
+		s.status.Since = now
 	}
-	s.status.Phase, s.status.Trust, s.status.Blind = phase.String(), trust.String(), s.applier.blind
+	s.status.Phase, s.status.Trust = phase.String(), trust.String()
 	s.mu.Unlock()
 	s.trust = trust
 }

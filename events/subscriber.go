@@ -35,11 +35,14 @@ type subscriber struct {
 	writer    *kvindex.Writer
 	settled   func()
 	series    series
+	tap       Tap // nil: nobody is told
 
 	seq     *Sequence
 	applier applier
 	last    []byte // payload of the last batch applied
 	trust   kvindex.Trust
+	// generation counts how often the state was dropped.
+	generation uint64
 
 	held      []message
 	heldBytes int

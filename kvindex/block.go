@@ -1,6 +1,7 @@
 package kvindex
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"math/bits"
 	"unsafe"
@@ -178,4 +179,21 @@ func tokenBytes(tokens []TokenID) []byte {
 		buf = binary.LittleEndian.AppendUint32(buf, uint32(t))
 	}
 	return buf
+}
+
+// Fingerprint tells seeds apart without giving them away: processes compare it
+// before they exchange hashes. It is never 0.
+func (h Hasher) Fingerprint() uint64 { return max(1, h.digest("fingerprint", "")) }
+
+// Tenant names a cache salt, which may be a secret, for those who know the
+// seed. It is never 0.
+func (h Hasher) Tenant(salt string) uint64 { return max(1, h.digest("tenant", salt)) }
+
+// digest is the start of SHA-256 over seed, purpose and text: unlike the hashes
+// of blocks it is made to be seen.
+func (h Hasher) digest(purpose, text string) uint64 {
+	b := binary.LittleEndian.AppendUint64(nil, h.seed)
+	b = append(append(append(b, purpose...), 0), text...)
+	sum := sha256.Sum256(b)
+	return binary.LittleEndian.Uint64(sum[:])
 }

@@ -29,6 +29,10 @@ type Spec struct {
 	Topic string `yaml:"topic" help:"topic of the events of an engine that connects to events.listen, in the place of events; empty: it is dialed"`
 	// Replay is the ZMQ endpoint of its replay socket; empty: none.
 	Replay string `yaml:"replay"`
+	// Relay is where a relay beside the engine tells of its cache, which is then
+	// preferred to Events: host:port of its gRPC server, RelayPush where it
+	// reports by itself, or empty: there is none.
+	Relay string `yaml:"relay" help:"host:port of the relay beside the engine, or push if that relay reports by itself; preferred to events; empty: none"`
 	// Ranks is the number of data-parallel ranks behind Address, each with an
 	// event stream of its own: that of rank r at the ports of Events and Replay
 	// plus r. 0 means 1.
@@ -42,7 +46,10 @@ type Spec struct {
 }
 
 // HasEvents tells whether the endpoint says what it caches.
-func (s Spec) HasEvents() bool { return s.Events != "" || s.Topic != "" }
+func (s Spec) HasEvents() bool { return s.Events != "" || s.Topic != "" || s.Relay != "" }
+
+// RelayPush as a [Spec]'s Relay has the relay report to the router.
+const RelayPush = "push"
 
 // Config describes the pool.
 type Config struct {
@@ -213,6 +220,11 @@ func (s Spec) validate(at string) []error {
 	}
 	if err := s.validateRanks(at); err != nil {
 		errs = append(errs, err)
+	}
+	if s.Relay != "" && s.Relay != RelayPush {
+		if host, port, err := net.SplitHostPort(s.Relay); err != nil || host == "" || port == "" {
+			errs = append(errs, fmt.Errorf("%s.relay: %q is not host:port; use for example 10.0.0.7:5560, or push if the relay reports by itself", at, s.Relay))
+		}
 	}
 	if s.Metrics != "" {
 		u, err := url.Parse(s.Metrics)

@@ -24,6 +24,7 @@ const (
 	saysReplayPort  = "warmpath.dev/replay-port"
 	saysRanks       = "warmpath.dev/ranks"
 	saysTopic       = "warmpath.dev/topic"
+	saysRelay       = "warmpath.dev/relay"
 	saysDrain       = "warmpath.dev/drain"
 
 	aibrixName       = "model.aibrix.ai/name"
@@ -157,6 +158,7 @@ func (c KubernetesConfig) podListings(pod *corev1.Pod, ports []int, rank int) ([
 		}
 		l.Metrics = t.metrics(pod.Status.PodIP, port)
 		c.publishes(t, &l, i, len(ports))
+		l.Relay = t.relay(pod.Status.PodIP, i)
 		out = append(out, l)
 	}
 	return out, errors.Join(t.errs...)
@@ -222,6 +224,19 @@ func (t *teller) metrics(ip string, port int) string {
 		at = port
 	}
 	return "http://" + hostPort(ip, at) + path
+}
+
+// relay returns where the relay of the endpoint at the i-th port is: the
+// pod says a port, or that it reports by itself.
+func (t *teller) relay(ip string, i int) string {
+	if _, value := t.said(saysRelay); value == RelayPush {
+		return RelayPush
+	}
+	port := t.port(saysRelay)
+	if port == 0 {
+		return ""
+	}
+	return hostPort(ip, port+i)
 }
 
 // publishes says where the endpoint at the i-th of n ports publishes. Ranks

@@ -50,6 +50,9 @@ type Publisher struct {
 	// Events is the ZMQ endpoint of the live stream, Replay that of the replay
 	// socket, empty where the engine has none.
 	Events, Replay string
+	// Relay is the [Spec]'s: where a relay tells of the publisher, which is
+	// preferred to Events, which may then be empty.
+	Relay string
 }
 
 // Endpoint is one routable address in a [Snapshot]. It is immutable but for

@@ -57,7 +57,7 @@ type Listing struct {
 // that what is known of it still holds.
 func (l Listing) sameProcess(m Listing) bool {
 	return l.Process == m.Process && l.Address == m.Address && l.Metrics == m.Metrics &&
-		l.Events == m.Events && l.Topic == m.Topic && l.Replay == m.Replay && l.Ranks == m.Ranks &&
+		l.Events == m.Events && l.Topic == m.Topic && l.Replay == m.Replay && l.Relay == m.Relay && l.Ranks == m.Ranks &&
 		slices.Equal(l.guess, m.guess) && l.LearnModels == m.LearnModels && slices.Equal(firstOf(l.Models), firstOf(m.Models))
 }
 
@@ -358,7 +358,7 @@ func (m *member) publishable() *Endpoint {
 	for i, s := range m.sources {
 		e.Publishers = append(e.Publishers, Publisher{
 			Publisher: kvindex.Publisher{ID: kvindex.PublisherID(m.publishers[i]), Endpoint: e.ID, Incarnation: m.inc},
-			Rank:      s.rank, Events: s.events, Replay: s.replay,
+			Rank:      s.rank, Events: s.events, Replay: s.replay, Relay: m.listing.Relay,
 		})
 	}
 	return e

@@ -37,7 +37,7 @@ func (s Spec) sources() []eventSource {
 	switch {
 	case s.Topic != "":
 		return []eventSource{{0, TopicScheme + s.Topic, s.Replay}}
-	case s.Events == "" || s.Events == EventsAuto:
+	case s.Events == EventsAuto, s.Events == "" && s.Relay == "":
 		return nil
 	}
 	out := make([]eventSource, max(1, s.Ranks))
@@ -52,7 +52,7 @@ func (s Spec) sources() []eventSource {
 func atRank(endpoint string, rank int) string {
 	host, port, err := net.SplitHostPort(strings.TrimPrefix(endpoint, "tcp://"))
 	if err != nil {
-		return "" // of an empty replay endpoint; others are validated
+		return "" // of an empty endpoint; others are validated
 	}
 	n, err := strconv.Atoi(port)
 	if err != nil {
@@ -66,7 +66,7 @@ func (s Spec) validateRanks(at string) error {
 	switch {
 	case s.Ranks < 0 || s.Ranks > maxRanks:
 		return fmt.Errorf("%s.ranks: %d is out of range; use 1 to %d, or leave it out for one rank", at, s.Ranks, maxRanks)
-	case s.Ranks > 1 && (s.Events == "" || s.Events == EventsAuto):
+	case s.Ranks > 1 && (s.Events == "" && s.Relay == "" || s.Events == EventsAuto):
 		return fmt.Errorf("%s.ranks: %d needs events to be the endpoint of rank 0; with events: auto the ranks are learned", at, s.Ranks)
 	case s.Events == EventsAuto && s.Replay != "":
 		return fmt.Errorf("%s.replay: %q cannot be set where events is auto, which learns it; remove one of them", at, s.Replay)
