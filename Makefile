@@ -112,6 +112,10 @@ format: ## format all Go files
 tidy: ## go mod tidy in every module: those of the tests follow the product's
 	for m in $(MODULES) $(CONFORMANCE)/tools/*/; do (cd "$$m"; $(GO) mod tidy); done
 
+.PHONY: proto
+proto: peers ## generate the Go code of the cache-state protocol from its .proto
+	.ci/proto '$(PEERS)' events/relay/cachestatepb
+
 .PHONY: bench
 bench: ## run the benchmarks (BENCH=regexp)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...

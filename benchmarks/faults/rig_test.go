@@ -44,6 +44,10 @@ type publisher struct {
 	t      *testing.T
 	name   string
 	replay bool
+	// relay is where its relay is, empty if it has none; mute: routers do not
+	// know of its own stream.
+	relay  string
+	mute   bool
 	client *http.Client
 }
 
@@ -185,7 +189,7 @@ type rig struct {
 	stop    func()
 }
 
-func newRig(t *testing.T, cfg events.Config) *rig {
+func newRig(t *testing.T, cfg events.Config, options ...events.Option) *rig {
 	t.Helper()
 	r := &rig{t: t, hasher: kvindex.NewHasher(fleetSeed)}
 	var err error
@@ -194,7 +198,7 @@ func newRig(t *testing.T, cfg events.Config) *rig {
 	}
 	log := slog.New(slog.DiscardHandler)
 	r.pool = pool.New(pool.DefaultConfig(), log, prometheus.NewRegistry(), http.DefaultClient, rand.New(rand.NewPCG(1, 2)))
-	r.manager, err = events.New(cfg, r.index, r.hasher, events.ZMQ(cfg), log, prometheus.NewRegistry(), rand.New(rand.NewPCG(3, 4)))
+	r.manager, err = events.New(cfg, r.index, r.hasher, events.ZMQ(cfg), log, prometheus.NewRegistry(), rand.New(rand.NewPCG(3, 4)), options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,10 +216,11 @@ func (r *rig) engine(cfg server.Config) *publisher {
 
 func specs(engines ...*publisher) (out []pool.Spec) {
 	for _, e := range engines {
-		out = append(out, pool.Spec{
-			Name: e.name, Address: e.Addr(), Models: []string{"m"}, Adapters: []string{"ad"},
-			Events: e.EventsEndpoint(), Replay: e.ReplayEndpoint(),
-		})
+		s := pool.Spec{Name: e.name, Address: e.Addr(), Models: []string{"m"}, Adapters: []string{"ad"}, Relay: e.relay}
+		if !e.mute {
+			s.Events, s.Replay = e.EventsEndpoint(), e.ReplayEndpoint()
+		}
+		out = append(out, s)
 	}
 	return out
 }

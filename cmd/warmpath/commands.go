@@ -21,6 +21,7 @@ the KV cache of their prompt.
 usage: warmpath COMMAND [FLAGS]
 
   serve         --config FILE   run the router
+  relay         --config FILE   run beside one engine and tell routers what it holds
   check         --config FILE   report everything wrong with a configuration
   envoy-config  --config FILE   print the Envoy bootstrap that goes with it
   explain       FILE            ask a running router what it would choose, and why
@@ -39,6 +40,7 @@ from the file, then from WARMPATH_SECTION_KEY in the environment, then from
 func commands() map[string]func(context.Context, process) int {
 	return map[string]func(context.Context, process) int{
 		"serve":        cmdServe,
+		"relay":        cmdRelay,
 		"check":        cmdCheck,
 		"envoy-config": cmdEnvoyConfig,
 		"explain":      cmdExplain,

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/warmpath/warmpath/events"
+	"github.com/warmpath/warmpath/events/relay"
 	"github.com/warmpath/warmpath/extproc"
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
@@ -30,7 +31,10 @@ type Config struct {
 	Index     IndexConfig      `yaml:"index"`
 	Events    events.Config    `yaml:"events"`
 	Memory    MemoryConfig     `yaml:"memory"`
-	Log       LogConfig        `yaml:"log"`
+	// CacheState is a router's, Relay that of the process beside an engine.
+	CacheState relay.RouterConfig `yaml:"cachestate"`
+	Relay      relay.Config       `yaml:"relay"`
+	Log        LogConfig          `yaml:"log"`
 }
 
 // AdminConfig says where operators look.
@@ -64,16 +68,18 @@ type LogConfig struct {
 // valid: a pool needs endpoints.
 func DefaultConfig() Config {
 	return Config{
-		ExtProc:   extproc.DefaultConfig(),
-		Admin:     AdminConfig{Listen: "127.0.0.1:9090"},
-		Envoy:     DefaultEnvoyConfig(),
-		Routing:   routing.DefaultConfig(),
-		Tokenizer: tokenizer.DefaultConfig(),
-		Pool:      pool.DefaultConfig(),
-		Index:     IndexConfig{Config: kvindex.Config{MaxBlocks: kvindex.DefaultMaxBlocks}},
-		Events:    events.DefaultConfig(),
-		Memory:    MemoryConfig{GCPercent: 50},
-		Log:       LogConfig{Level: "info", Format: "text"},
+		ExtProc:    extproc.DefaultConfig(),
+		Admin:      AdminConfig{Listen: "127.0.0.1:9090"},
+		Envoy:      DefaultEnvoyConfig(),
+		Routing:    routing.DefaultConfig(),
+		Tokenizer:  tokenizer.DefaultConfig(),
+		Pool:       pool.DefaultConfig(),
+		Index:      IndexConfig{Config: kvindex.Config{MaxBlocks: kvindex.DefaultMaxBlocks}},
+		Events:     events.DefaultConfig(),
+		Memory:     MemoryConfig{GCPercent: 50},
+		CacheState: relay.DefaultRouterConfig(),
+		Relay:      relay.DefaultConfig(),
+		Log:        LogConfig{Level: "info", Format: "text"},
 	}
 }
 
@@ -94,6 +100,8 @@ func (c Config) Validate() error {
 		{"index", c.Index.Validate()},
 		{"events", c.Events.Validate()},
 		{"memory", c.Memory.Validate()},
+		{"cachestate", c.CacheState.Validate()},
+		{"relay", c.Relay.Validate()},
 		{"log", c.Log.Validate()},
 	} {
 		for _, err := range unjoin(section.err) {
@@ -188,6 +196,7 @@ func (c Config) crossFaults() []error {
 	errs = append(errs, c.timeoutFaults()...)
 	errs = append(errs, c.tokenizerFaults()...)
 	errs = append(errs, c.topicFaults()...)
+	errs = append(errs, c.relayedFaults()...)
 	return errs
 }
 
@@ -199,6 +208,7 @@ func (c Config) listeners() []listenField {
 		{"admin.listen", c.Admin.Listen},
 		{"envoy.listen", c.Envoy.Listen},
 		{"envoy.admin", c.Envoy.Admin},
+		{"cachestate.listen", c.CacheState.Listen},
 	}
 }
 
@@ -309,6 +319,24 @@ func (c Config) topicFaults() []error {
 	return nil
 }
 
+// relayedFaults reports endpoints whose relays could not be understood or
+// heard.
+func (c Config) relayedFaults() []error {
+	var errs []error
+	for i, e := range c.Pool.Static.Endpoints {
+		if e.Relay != "" && c.Index.SeedFile == "" {
+			errs = append(errs, fmt.Errorf("index.seed_file: empty, but pool.static.endpoints[%d] has a relay, whose hashes only a process with the same seed understands; give every router and relay the same file", i))
+		}
+		if e.Relay == pool.RelayPush && c.CacheState.Listen == "" {
+			errs = append(errs, fmt.Errorf("cachestate.listen: empty, but pool.static.endpoints[%d].relay says that the relay reports to it; set it to the address in the relay's relay.report_to", i))
+		}
+		if len(errs) > 0 {
+			break // the others say the same
+		}
+	}
+	return errs
+}
+
 // Warnings lists what is allowed and probably not what was meant, each with
 // the path of the field that would mend it.
 func (c Config) Warnings() []string {
@@ -326,7 +354,7 @@ func (c Config) Warnings() []string {
 		if e.Events == pool.EventsAuto {
 			continue // so is replay
 		}
-		if e.Replay == "" {
+		if e.Replay == "" && e.Relay == "" {
 			ws = append(ws, fmt.Sprintf(`%s.replay: empty, so lost events of %s cannot be asked for again: each gap and each reconnect empties what is known of its cache; `+
 				`start vLLM with --kv-events-config '{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5558"}' and set replay to tcp://HOST:5558`, at, e.Name))
 		}

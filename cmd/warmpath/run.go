@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/warmpath/warmpath/events"
+	"github.com/warmpath/warmpath/events/relay"
 	"github.com/warmpath/warmpath/extproc"
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing"
@@ -30,10 +31,12 @@ import (
 // router is the running product: every part, wired. It is the only place that
 // knows all of them.
 type router struct {
-	pool    *pool.Pool
-	index   *kvindex.Index
-	events  *events.Manager
-	routing *routing.Router
+	pool   *pool.Pool
+	index  *kvindex.Index
+	events *events.Manager
+	// cachestate is nil where it is not served.
+	cachestate *relay.Server
+	routing    *routing.Router
 	// tokenizer is nil where prompts are never tokenized.
 	tokenizer *tokenizer.Client
 	extproc   *extproc.Server
@@ -63,6 +66,14 @@ func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error 
 		return fmt.Errorf("extproc.listen: %w", err)
 	}
 	defer extprocListener.Close()
+	var cachestateListener net.Listener
+	if r.cachestate != nil {
+		if cachestateListener, err = net.Listen("tcp", cfg.CacheState.Listen); err != nil {
+			return fmt.Errorf("cachestate.listen: %w", err)
+		}
+		defer cachestateListener.Close()
+		log.Info("listening for relays and tools", "cachestate", cachestateListener.Addr().String())
+	}
 	log.Info("listening", "extproc", extprocListener.Addr().String(), "admin", adminListener.Addr().String(), "version", versionText())
 
 	// Requests are drained first: until the last of them has ended, the pool,
@@ -79,6 +90,9 @@ func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error 
 	g.Go(func() error { return r.pool.Run(failed) })
 	g.Go(func() error { return r.events.Run(failed, r.pool) })
 	g.Go(func() error { return r.admin.Run(failed, adminListener) })
+	if r.cachestate != nil {
+		g.Go(func() error { return r.cachestate.Run(failed, cachestateListener) })
+	}
 	if r.tokenizer != nil {
 		g.Go(func() error { return r.tokenizer.Run(failed) })
 	}
@@ -121,8 +135,15 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 		return nil, err
 	}
 	reg.MustRegister(newIndexCollector(r.index, r.pool))
-	if r.events, err = events.New(cfg.Events, r.index, hasher, events.ZMQ(cfg.Events), log, reg, random()); err != nil {
+	relays, err := relay.NewSource(cfg.CacheState, hasher, cfg.Index.SeedFile == "", log, reg, random(), nil)
+	if err != nil {
 		return nil, err
+	}
+	if r.events, err = events.New(cfg.Events, r.index, hasher, events.ZMQ(cfg.Events), log, reg, random(), events.WithRelays(relays)); err != nil {
+		return nil, err
+	}
+	if cfg.CacheState.Listen != "" {
+		r.cachestate = relay.NewServer(cfg.CacheState, relays, log)
 	}
 	var tok routing.Tokenizer
 	if !cfg.Tokenizer.Disabled {

@@ -48,6 +48,8 @@ type indexView struct {
 	Held   int `json:"held"`
 }
 
+func viewIndex(s kvindex.Stats) indexView { return indexView{Blocks: s.Blocks, Held: s.Held} }
+
 func (r *router) state() any {
 	stats := r.index.Stats()
 	snap := r.pool.Snapshot()
@@ -55,7 +57,7 @@ func (r *router) state() any {
 	now := time.Now()
 	v := stateView{
 		Version: versionText(), Models: snap.Models(), Endpoints: []endpointView{},
-		Index: indexView{Blocks: stats.Blocks, Held: stats.Held},
+		Index: viewIndex(stats),
 	}
 	for _, e := range snap.Endpoints {
 		ev := endpointView{

@@ -1,0 +1,134 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Config is that of the process beside an engine, warmpath relay.
+type Config struct {
+	// Listen is the ip:port on which routers subscribe; empty: none can.
+	Listen string `yaml:"listen" help:"warmpath relay: ip:port on which routers subscribe; empty: none can"`
+	// ReportTo are routers, host:port, that the relay reports to by itself.
+	ReportTo []string `yaml:"report_to" help:"warmpath relay: host:port of routers' cachestate.listen that the relay reports to by itself; empty: none"`
+	// Window is how long added blocks wait for more of them. Evictions and
+	// clears never wait.
+	Window time.Duration `yaml:"window" help:"warmpath relay: how long added blocks wait, to be told together; evictions never wait; 0s: nothing does"`
+	// LogBytes bounds the changes that are kept for routers that come back or
+	// are slow; one that has fallen behind them gets a snapshot.
+	LogBytes int `yaml:"log_bytes" help:"warmpath relay: memory for the latest changes of one publisher; a router that has fallen behind them gets a snapshot"`
+	// Heartbeat is the longest silence of a stream.
+	Heartbeat time.Duration `yaml:"heartbeat" help:"warmpath relay: longest silence of a stream; routers take three times as much for a lost connection"`
+	// Timeout bounds every call to a router and every answer awaited.
+	Timeout time.Duration `yaml:"timeout" help:"warmpath relay: time for a router to take one report"`
+	// DrainTimeout bounds the delivery of what is buffered at the end.
+	DrainTimeout time.Duration `yaml:"drain_timeout" help:"warmpath relay: time to deliver what is buffered when the process is stopped"`
+	// BackoffMin and BackoffMax bound the pause before a router is tried again.
+	BackoffMin time.Duration `yaml:"backoff_min" help:"warmpath relay: shortest pause before a router is tried again"`
+	BackoffMax time.Duration `yaml:"backoff_max" help:"warmpath relay: longest such pause"`
+	TLS        TLSConfig     `yaml:"tls"`
+	// TokenFile holds the token that the relay shows to routers.
+	TokenFile string `yaml:"token_file" help:"warmpath relay: file with the token that is shown to routers, one that their cachestate.tokens_file binds to this endpoint; empty: none"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		Listen: "127.0.0.1:5560", Window: 20 * time.Millisecond, LogBytes: 4 << 20,
+		Heartbeat: time.Second, Timeout: 5 * time.Second, DrainTimeout: 5 * time.Second,
+		BackoffMin: 200 * time.Millisecond, BackoffMax: 5 * time.Second,
+	}
+}
+
+// Validate reports every fault of c, one an error, each starting with the
+// field's path below "relay".
+func (c Config) Validate() error {
+	var errs []error
+	if c.Listen != "" {
+		if _, err := netip.ParseAddrPort(c.Listen); err != nil {
+			errs = append(errs, fmt.Errorf("listen: %q is not ip:port; use for example 0.0.0.0:5560", c.Listen))
+		}
+	}
+	for i, a := range c.ReportTo {
+		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" {
+			errs = append(errs, fmt.Errorf("report_to[%d]: %q is not host:port; use for example warmpath:9005", i, a))
+		}
+	}
+	if c.Window < 0 || c.Window > time.Minute {
+		errs = append(errs, fmt.Errorf("window: %s is out of range; use 0s to 1m, such as 20ms", c.Window))
+	}
+	if c.LogBytes < 64<<10 {
+		errs = append(errs, fmt.Errorf("log_bytes: %d would make snapshots the rule; use %d or more", c.LogBytes, 64<<10))
+	}
+	errs = append(errs, positive("heartbeat", c.Heartbeat), positive("timeout", c.Timeout), positive("drain_timeout", c.DrainTimeout))
+	errs = append(errs, validateBackoff(c.BackoffMin, c.BackoffMax)...)
+	errs = append(errs, c.TLS.validate(c.Listen != "", len(c.ReportTo) > 0)...)
+	return errors.Join(errs...)
+}
+
+// RouterConfig is that of a router: how it follows relays, and what it serves
+// to them and to tools.
+type RouterConfig struct {
+	// Listen is the ip:port for relays that report by themselves; empty:
+	// none can.
+	Listen string `yaml:"listen" help:"ip:port of the gRPC server for relays that report by themselves; empty: none can"`
+	// GiveUp is how long a publisher's state is kept, and not trusted, while
+	// its relay cannot be had; then the engine's own stream takes over.
+	GiveUp time.Duration `yaml:"give_up" help:"how long a relay may be away before its endpoint is fed by the engine's own events, if there are any, and its state dropped"`
+	// Timeout bounds the beginning of a stream, and its silence until the relay
+	// has said how often it speaks.
+	Timeout time.Duration `yaml:"timeout" help:"time for a relay to answer"`
+	// BackoffMin and BackoffMax bound the pause before a relay is tried again.
+	BackoffMin time.Duration `yaml:"backoff_min" help:"shortest pause before a relay is tried again"`
+	BackoffMax time.Duration `yaml:"backoff_max" help:"longest such pause"`
+	TLS        TLSConfig     `yaml:"tls"`
+	// TokensFile lists who may call, one a line: a subject and its token.
+	TokensFile string `yaml:"tokens_file" help:"file of lines SUBJECT TOKEN that says who may call: an endpoint's ip:port or name for its relay; empty: certificates decide"`
+	// TokenFile holds the token that the router shows to relays.
+	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays; empty: none"`
+}
+
+// DefaultRouterConfig returns the defaults.
+func DefaultRouterConfig() RouterConfig {
+	return RouterConfig{
+		GiveUp: 10 * time.Second, Timeout: 5 * time.Second,
+		BackoffMin: 200 * time.Millisecond, BackoffMax: 5 * time.Second,
+	}
+}
+
+// Validate reports every fault of c, one an error, each starting with the
+// field's path below "cachestate".
+func (c RouterConfig) Validate() error {
+	var errs []error
+	if c.Listen != "" {
+		ap, err := netip.ParseAddrPort(c.Listen)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("listen: %q is not ip:port; use for example 0.0.0.0:9005", c.Listen))
+		case !ap.Addr().IsLoopback() && c.TLS.ClientCA == "" && c.TokensFile == "":
+			errs = append(errs, fmt.Errorf("listen: %q can be reached from other machines, and nothing says who may call; set tls with client_ca, or tokens_file, or listen on 127.0.0.1:%d", c.Listen, ap.Port()))
+		}
+	}
+	errs = append(errs, positive("give_up", c.GiveUp), positive("timeout", c.Timeout))
+	errs = append(errs, validateBackoff(c.BackoffMin, c.BackoffMax)...)
+	errs = append(errs, c.TLS.validate(c.Listen != "", true)...)
+	return errors.Join(errs...)
+}
+
+func positive(field string, d time.Duration) error {
+	if d < time.Millisecond {
+		return fmt.Errorf("%s: %s is too short; use 1ms or more", field, d)
+	}
+	return nil
+}
+
+func validateBackoff(least, most time.Duration) []error {
+	errs := []error{positive("backoff_min", least)}
+	if most < least {
+		errs = append(errs, fmt.Errorf("backoff_max: %s is less than backoff_min, %s; use a longer duration", most, least))
+	}
+	return errs
+}

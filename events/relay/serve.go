@@ -1,0 +1,60 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	pb "github.com/warmpath/warmpath/events/relay/cachestatepb"
+)
+
+// Server is what a router serves to relays and tools.
+type Server struct {
+	pb.UnimplementedCacheStateServer
+	cfg    RouterConfig
+	source *Source
+	access access
+	log    *slog.Logger
+}
+
+// NewServer returns the server of a router whose publishers source feeds.
+func NewServer(cfg RouterConfig, source *Source, log *slog.Logger) *Server {
+	return &Server{
+		cfg: cfg, source: source, log: log.With("component", "cachestate"),
+		access: access{mtls: cfg.TLS.ClientCA != "", tokensFile: cfg.TokensFile},
+	}
+}
+
+// stopWait bounds how long Run waits for calls at its end: streams have no end
+// of their own.
+const stopWait = time.Second
+
+// Run serves on ln, which it closes, until ctx ends.
+func (s *Server) Run(ctx context.Context, ln net.Listener) error {
+	creds, err := s.cfg.TLS.server()
+	if err != nil {
+		_ = ln.Close()
+		return err
+	}
+	srv := grpc.NewServer(append(serverOptions(), grpc.Creds(creds))...)
+	pb.RegisterCacheStateServer(srv, s)
+	grpc_health_v1.RegisterHealthServer(srv, health.NewServer())
+	reflection.Register(srv)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	late := time.AfterFunc(stopWait, srv.Stop)
+	defer late.Stop()
+	srv.GracefulStop()
+	return <-served
+}
