@@ -103,7 +103,7 @@ func lockFile(ctx context.Context, path string, wait time.Duration) (*GatewayLoc
 		case <-ctx.Done():
 			holder, _ := io.ReadAll(io.LimitReader(f, 1<<10))
 			_ = f.Close()
-			return nil, fmt.Errorf("Envoy Gateway, whose ports are fixed, is still used by another program of this machine after %s: %s (%s: %w)",
+			return nil, fmt.Errorf("the ports of Envoy Gateway, which are fixed, are still used by another program of this machine after %s: %s (%s: %w)",
 				wait, strings.TrimSpace(string(holder)), path, err)
 		case <-tick.C:
 		}
@@ -135,13 +135,9 @@ type gateway struct {
 }
 
 // startGateway runs Envoy Gateway, which runs Envoy.
-func (s *Stack) startGateway(ctx context.Context, listen, router string) error {
+func (s *Stack) startGateway(ctx context.Context) (err error) {
 	cfg := s.cfg.Gateway
-	_, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		return err
-	}
-	g := &gateway{dir: filepath.Join(s.cfg.Dir, "gateway"), manifests: cfg.Manifests, to: hosted{Port: port, Router: router, Engines: addresses(s.Engines)}}
+	g := &gateway{dir: filepath.Join(s.cfg.Dir, "gateway"), manifests: cfg.Manifests, to: hosted{Router: s.Processor, Engines: addresses(s.Engines)}}
 	if g.to.Version, err = envoyVersion(ctx, s.cfg.Envoy); err != nil {
 		return err
 	}
@@ -149,6 +145,10 @@ func (s *Stack) startGateway(ctx context.Context, listen, router string) error {
 		return err
 	}
 	s.gateway = g
+	if g.to.Port, err = ListenerPort(); err != nil {
+		return err
+	}
+	s.URL = "http://127.0.0.1:" + g.to.Port
 	if err := g.prepare(ctx, cfg, s.cfg.Envoy); err != nil {
 		return err
 	}
@@ -163,6 +163,18 @@ func (s *Stack) startGateway(ctx context.Context, listen, router string) error {
 		}
 		return errors.Join(get(ctx, s.EnvoyAdmin+"/ready"), routed(ctx, s.URL+"/v1/models"))
 	})
+}
+
+// ListenerPort returns a port for the listener of a gateway on which nobody
+// listens now. The system does not give it to others, as it does with the ports
+// of FreeAddresses: Linux chooses from 32768 on. Whoever asks holds the lock.
+func ListenerPort() (string, error) {
+	for port := 20080; port < 20180; port++ {
+		if free([]gatewayPort{{port, "the gateway's own"}}) == nil {
+			return strconv.Itoa(port), nil
+		}
+	}
+	return "", errors.New("no port from 20080 to 20179 is free for the gateway")
 }
 
 func addresses(engines []*Engine) (all []string) {
@@ -257,7 +269,7 @@ func (g *gateway) admin() (string, error) {
 		return "", err
 	}
 	if len(found) != 1 {
-		return "", fmt.Errorf("Envoy Gateway runs %d Envoys, want 1", len(found))
+		return "", fmt.Errorf("%d Envoys are run by Envoy Gateway, want 1", len(found))
 	}
 	b, err := os.ReadFile(found[0])
 	return "http://" + strings.TrimSpace(string(b)), err

@@ -35,20 +35,31 @@ func StartProcess(name, dir, path string, args []string) (*Process, error) {
 	return start(name, dir, path, args, nil)
 }
 
+// StartCommand runs a command whose output goes to dir/name.log.
+func StartCommand(name, dir string, cmd *exec.Cmd) (*Process, error) {
+	return startCommand(name, dir, cmd, nil)
+}
+
 // start runs a program whose standard error, and standard output unless ready
 // is not nil, go to dir/name.log. ready gets the first line of standard output.
 func start(name, dir, path string, args []string, ready any) (*Process, error) {
+	return startCommand(name, dir, exec.Command(path, args...), ready)
+}
+
+func startCommand(name, dir string, cmd *exec.Cmd, ready any) (*Process, error) {
 	logPath := filepath.Join(dir, name+".log")
 	logFile, err := os.Create(logPath)
 	if err != nil {
 		return nil, err
 	}
 	defer logFile.Close() // the child has its own descriptor
-	p := &Process{Name: name, log: logPath, done: make(chan struct{})}
-	p.cmd = exec.Command(path, args...)
+	p := &Process{Name: name, cmd: cmd, log: logPath, done: make(chan struct{})}
 	// A group of its own: Ctrl-C in a terminal reaches this process only, which
 	// then stops its children in order.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
 	p.cmd.Stderr = logFile
 	var out io.ReadCloser
 	if ready == nil {

@@ -4,6 +4,7 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,6 +46,11 @@ type Config struct {
 	Extra string
 	// Health is the interval of the pool's health probes; 0: the default.
 	Health time.Duration
+	// Host is the address on which the engines and the router's ext_proc server
+	// listen; empty: 127.0.0.1.
+	Host string
+	// NoEnvoy leaves Envoy to the caller, who sets URL and EnvoyAdmin.
+	NoEnvoy bool
 	// Gateway, if it is not nil, runs Envoy; otherwise Envoy runs with the
 	// bootstrap that warmpath writes.
 	Gateway *Gateway
@@ -57,6 +63,8 @@ func (c Config) model(i int) string {
 	}
 	return c.Models[i%len(c.Models)]
 }
+
+func (c Config) host() string { return cmp.Or(c.Host, "127.0.0.1") }
 
 // Engine is one fake engine.
 type Engine struct {
@@ -78,7 +86,9 @@ type Stack struct {
 	// URL is Envoy's base URL, Admin that of warmpath, EnvoyAdmin that of
 	// Envoy's own administration.
 	URL, Admin, EnvoyAdmin string
-	config                 string
+	// Processor is the ip:port of warmpath's ext_proc server.
+	Processor string
+	config    string
 }
 
 // Start runs everything and returns when requests can be sent. The caller must
@@ -104,6 +114,12 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 		}
 	}
 	s.config = filepath.Join(cfg.Dir, "warmpath.yaml")
+	_, port, err := net.SplitHostPort(addrs[3])
+	if err != nil {
+		return s, err
+	}
+	addrs[3] = net.JoinHostPort(cfg.host(), port)
+	s.Processor = addrs[3]
 	settings, err := s.yaml(addrs, found)
 	if err != nil {
 		return s, err
@@ -114,8 +130,11 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	if err := s.StartRouter(ctx); err != nil {
 		return s, err
 	}
+	if cfg.NoEnvoy {
+		return s, nil
+	}
 	if cfg.Gateway != nil {
-		return s, s.startGateway(ctx, addrs[0], addrs[3])
+		return s, s.startGateway(ctx)
 	}
 	return s, s.startEnvoy(ctx)
 }
@@ -134,7 +153,7 @@ func (s *Stack) RestartEngine(i int) error {
 }
 
 func startEngine(cfg Config, i int, old *Engine) (*Engine, error) {
-	e := &Engine{Name: fmt.Sprintf("engine-%d", i), Model: cfg.model(i), HTTP: "127.0.0.1:0", Events: "tcp://127.0.0.1:0", Replay: "tcp://127.0.0.1:0"}
+	e := &Engine{Name: fmt.Sprintf("engine-%d", i), Model: cfg.model(i), HTTP: net.JoinHostPort(cfg.host(), "0"), Events: "tcp://127.0.0.1:0", Replay: "tcp://127.0.0.1:0"}
 	if old != nil {
 		e.HTTP, e.Events, e.Replay = old.HTTP, old.Events, old.Replay
 	}

@@ -79,7 +79,7 @@ func ReadXDS(ctx context.Context, admin string) (XDS, error) {
 		}
 	}
 	if x.Processor == nil || len(x.Routes) == 0 {
-		return x, errors.New("Envoy has no listener with an ext_proc filter, or no routes")
+		return x, errors.New("no listener of Envoy has an ext_proc filter, or there are no routes")
 	}
 	return x, nil
 }
