@@ -25,6 +25,7 @@ usage: warmpath COMMAND [FLAGS]
   check         --config FILE   report everything wrong with a configuration
   envoy-config  --config FILE   print the Envoy bootstrap that goes with it
   explain       FILE            ask a running router what it would choose, and why
+  doctor        --config FILE   look for what keeps a deployment from working
   events        tcp://HOST:PORT show what an engine publishes, and record it
   decode        FILE            print recorded events, one JSON object a line
   replay        FILE            play a recording through the index and compare
@@ -44,6 +45,7 @@ func commands() map[string]func(context.Context, process) int {
 		"check":        cmdCheck,
 		"envoy-config": cmdEnvoyConfig,
 		"explain":      cmdExplain,
+		"doctor":       cmdDoctor,
 		"events":       cmdEvents,
 		"decode":       cmdDecode,
 		"replay":       cmdReplay,

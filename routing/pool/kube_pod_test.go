@@ -65,8 +65,9 @@ func TestPodListings(t *testing.T) {
 			l.Withheld = "its pod is drained by warmpath.dev/drain"
 			l.Annotations = map[string]string{"warmpath.dev/drain": "true"}
 		})}},
-		{name: "AIBrix", pod: says("model.aibrix.ai/name", "llama", "model.aibrix.ai/port", "9000", "model.aibrix.ai/metric-port", "9100",
-			"model.aibrix.ai/kv-events-enabled", "true", "model.aibrix.ai/lora-id", "7", "@model.aibrix.ai/config", "{}", "@other", "x"),
+		{
+			name: "AIBrix", pod: says("model.aibrix.ai/name", "llama", "model.aibrix.ai/port", "9000", "model.aibrix.ai/metric-port", "9100",
+				"model.aibrix.ai/kv-events-enabled", "true", "model.aibrix.ai/lora-id", "7", "@model.aibrix.ai/config", "{}", "@other", "x"),
 			want: []Listing{base(func(l *Listing) {
 				l.Name, l.Address, l.Models = "ns/p:9000", "10.0.0.1:9000", []string{"llama"}
 				l.Metrics, l.guess = "http://10.0.0.1:9100/metrics", guess
@@ -75,36 +76,45 @@ func TestPodListings(t *testing.T) {
 					"app": "vllm", "model.aibrix.ai/name": "llama", "model.aibrix.ai/port": "9000", "model.aibrix.ai/metric-port": "9100",
 					"model.aibrix.ai/kv-events-enabled": "true", "model.aibrix.ai/lora-id": "7",
 				}
-			})}},
+			})},
+		},
 		{name: "events off", pod: says("@model.aibrix.ai/kv-events-enabled", "false"), want: []Listing{base(func(l *Listing) {
 			l.Events, l.Annotations = "", map[string]string{"model.aibrix.ai/kv-events-enabled": "false"}
 		})}},
 		{name: "silent where labels decide", config: func(c *KubernetesConfig) { c.Events = eventsLabeled }, want: []Listing{base(func(l *Listing) { l.Events = "" })}},
-		{name: "ours before AIBrix's, annotation before label", pod: says("@warmpath.dev/models", "a, b", "warmpath.dev/models", "c", "@model.aibrix.ai/name", "d", "@warmpath.dev/adapters", "x"),
+		{
+			name: "ours before AIBrix's, annotation before label", pod: says("@warmpath.dev/models", "a, b", "warmpath.dev/models", "c", "@model.aibrix.ai/name", "d", "@warmpath.dev/adapters", "x"),
 			want: []Listing{base(func(l *Listing) {
 				l.Models, l.Adapters = []string{"a", "b"}, []string{"x"}
 				l.Labels = map[string]string{"app": "vllm", "warmpath.dev/models": "c"}
 				l.Annotations = map[string]string{"warmpath.dev/models": "a, b", "model.aibrix.ai/name": "d", "warmpath.dev/adapters": "x"}
-			})}},
-		{name: "events where they are", config: func(c *KubernetesConfig) { c.Events = eventsLabeled },
+			})},
+		},
+		{
+			name: "events where they are", config: func(c *KubernetesConfig) { c.Events = eventsLabeled },
 			pod: says("warmpath.dev/events-port", "6000", "warmpath.dev/replay-port", "7000", "warmpath.dev/ranks", "2"),
 			want: []Listing{base(func(l *Listing) {
 				l.Events, l.Replay, l.Ranks = "tcp://10.0.0.1:6000", "tcp://10.0.0.1:7000", 2
 				l.Labels = map[string]string{"app": "vllm", "warmpath.dev/events-port": "6000", "warmpath.dev/replay-port": "7000", "warmpath.dev/ranks": "2"}
-			})}},
-		{name: "topic", config: func(c *KubernetesConfig) { c.Topic = "kv@{pod}@{model}" }, pod: says("warmpath.dev/events", "true", "warmpath.dev/models", "m"),
+			})},
+		},
+		{
+			name: "topic", config: func(c *KubernetesConfig) { c.Topic = "kv@{pod}@{model}" }, pod: says("warmpath.dev/events", "true", "warmpath.dev/models", "m"),
 			want: []Listing{base(func(l *Listing) {
 				l.Events, l.Topic, l.Models = "", "kv@p@m", []string{"m"}
 				l.Labels = map[string]string{"app": "vllm", "warmpath.dev/events": "true", "warmpath.dev/models": "m"}
-			})}},
-		{name: "ports of a pool", pod: says("warmpath.dev/port", "1", "warmpath.dev/events", "on"), ports: []int{8000, 8001},
+			})},
+		},
+		{
+			name: "ports of a pool", pod: says("warmpath.dev/port", "1", "warmpath.dev/events", "on"), ports: []int{8000, 8001},
 			want: []Listing{base(func(l *Listing) {
 				l.guess, l.Labels = guess, map[string]string{"app": "vllm", "warmpath.dev/port": "1", "warmpath.dev/events": "on"}
 			}), base(func(l *Listing) {
 				l.Name, l.Address = "ns/p:8001", "10.0.0.1:8001"
 				l.guess = []eventSource{{0, "tcp://10.0.0.1:5558", "tcp://10.0.0.1:5559"}}
 				l.Labels = map[string]string{"app": "vllm", "warmpath.dev/port": "1", "warmpath.dev/events": "on"}
-			})}},
+			})},
+		},
 		{name: "TensorRT-LLM", pod: says("model.aibrix.ai/engine", "trtllm"), want: []Listing{base(func(l *Listing) {
 			l.Metrics = "http://10.0.0.1:8000/prometheus/metrics"
 			l.Labels = map[string]string{"app": "vllm", "model.aibrix.ai/engine": "trtllm"}
