@@ -211,7 +211,7 @@ func testEnvoy(t *testing.T) string {
 	t.Helper()
 	binary := os.Getenv("WARMPATH_TEST_ENVOY")
 	if binary == "" {
-		installed, err := filepath.Glob("../../.venv/envoy-*")
+		installed, err := filepath.Glob("../../.venv/envoy-[0-9]*")
 		if err != nil || len(installed) == 0 {
 			t.Skip("no Envoy: run `make envoy`, or set WARMPATH_TEST_ENVOY to the path of an envoy binary")
 		}
