@@ -72,8 +72,9 @@ func (r *result) quantile(q float64) time.Duration {
 type Options struct {
 	// Warmpath, Enginesim and Envoy are paths of the programs.
 	Warmpath, Enginesim, Envoy string
-	// Gateway, if it has a program, runs Envoy with its configuration.
-	Gateway stack.Gateway
+	// Gateway is the path of an Envoy Gateway that runs Envoy as Manifests, a
+	// folder, says. Empty: Envoy runs with the bootstrap of warmpath envoy-config.
+	Gateway, Manifests string
 	// Keep leaves everything running afterwards, until the context ends.
 	Keep bool
 	// Discover has warmpath find the engines instead of having them listed, see
@@ -88,8 +89,8 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&o.Warmpath, "warmpath", "bin/warmpath", "the warmpath `program`")
 	fs.StringVar(&o.Enginesim, "enginesim", "bin/enginesim", "the enginesim `program`")
 	fs.StringVar(&o.Envoy, "envoy", "envoy", "the Envoy `program`")
-	fs.StringVar(&o.Gateway.Program, "envoy-gateway", "", "the Envoy Gateway `program`, to run Envoy with its configuration; empty: Envoy has the one of warmpath envoy-config")
-	fs.StringVar(&o.Gateway.Manifests, "manifests", "deploy/manifests/envoy-gateway", "`folder` of the manifests that attach warmpath to it")
+	fs.StringVar(&o.Gateway, "envoy-gateway", "", "the Envoy Gateway `program`, to run Envoy with its configuration; empty: Envoy has the one of warmpath envoy-config")
+	fs.StringVar(&o.Manifests, "manifests", "", "`folder` of the manifests that attach warmpath to it")
 	fs.BoolVar(&o.Keep, "keep", false, "leave everything running afterwards, until Ctrl-C")
 }
 
@@ -97,13 +98,11 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 func (o *Options) config(dir string) stack.Config {
 	cfg := stack.Config{
 		Engines: 3, Model: model, Dir: dir, Warmpath: o.Warmpath, Enginesim: o.Enginesim, Envoy: o.Envoy,
+		Gateway: o.Gateway, Manifests: o.Manifests,
 		// 700 blocks of 16 tokens: an engine can keep a third of the workload's
 		// prefixes and a little more, but not all of them.
 		EngineArgs: []string{"--profile", "32b", "--block-size", "16", "--blocks", "700"},
 		RouterArgs: []string{"--extproc.drain_delay=0s"}, // nobody is left to notice
-	}
-	if o.Gateway.Program != "" {
-		cfg.Gateway = &o.Gateway
 	}
 	if o.Discover != nil {
 		cfg.Discover = func(ctx context.Context, engines []*stack.Engine) (string, error) {
@@ -142,7 +141,7 @@ func Show(ctx context.Context, o Options, out *os.File) (err error) {
 		_ = os.RemoveAll(dir)
 	}()
 	what := "Envoy"
-	if o.Gateway.Program != "" {
+	if o.Gateway != "" {
 		what = "Envoy Gateway with its Envoy"
 	}
 	fmt.Fprintf(out, "Starting three engines, warmpath and %s …\n", what)

@@ -18,20 +18,6 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Gateway has Envoy Gateway run Envoy, in its standalone mode (Envoy Gateway
-// docs, "Standalone Deployment Mode"): it reads manifests from a file and runs
-// Envoy as its child.
-type Gateway struct {
-	// Program is the path of envoy-gateway.
-	Program string
-	// Manifests is the folder of those that attach warmpath to an Envoy Gateway
-	// in Kubernetes.
-	Manifests string
-	// Wait bounds the wait for another instance on this machine to end; 0: 5
-	// minutes.
-	Wait time.Duration
-}
-
 type gatewayPort struct {
 	port int
 	what string
@@ -129,19 +115,21 @@ func (l *GatewayLock) Unlock() {
 type gateway struct {
 	lock *GatewayLock
 	*Process
-	// dir is its working folder, manifests the folder of the manifests.
-	dir, manifests string
-	to             hosted
+	// program is its path, dir its working folder, manifests that of the
+	// manifests.
+	program, dir, manifests string
+	to                      hosted
 }
 
-// startGateway runs Envoy Gateway, which runs Envoy.
+// startGateway runs Envoy Gateway in its standalone mode (Envoy Gateway docs,
+// "Standalone Deployment Mode"): it reads manifests from a file and runs Envoy as
+// its child.
 func (s *Stack) startGateway(ctx context.Context) (err error) {
-	cfg := s.cfg.Gateway
-	g := &gateway{dir: filepath.Join(s.cfg.Dir, "gateway"), manifests: cfg.Manifests, to: hosted{Router: s.Processor, Engines: addresses(s.Engines)}}
+	g := &gateway{program: s.cfg.Gateway, dir: filepath.Join(s.cfg.Dir, "gateway"), manifests: s.cfg.Manifests, to: hosted{Router: s.Processor, Engines: addresses(s.Engines)}}
 	if g.to.Version, err = envoyVersion(ctx, s.cfg.Envoy); err != nil {
 		return err
 	}
-	if g.lock, err = LockGateway(ctx, cfg.Wait); err != nil {
+	if g.lock, err = LockGateway(ctx, 0); err != nil {
 		return err
 	}
 	s.gateway = g
@@ -149,10 +137,10 @@ func (s *Stack) startGateway(ctx context.Context) (err error) {
 		return err
 	}
 	s.URL = "http://127.0.0.1:" + g.to.Port
-	if err := g.prepare(ctx, cfg, s.cfg.Envoy); err != nil {
+	if err := g.prepare(ctx, s.cfg.Envoy); err != nil {
 		return err
 	}
-	if g.Process, err = start("gateway", s.cfg.Dir, cfg.Program, []string{"server", "--config-path", filepath.Join(g.dir, "gateway.yaml")}, nil); err != nil {
+	if g.Process, err = start("gateway", s.cfg.Dir, g.program, []string{"server", "--config-path", filepath.Join(g.dir, "gateway.yaml")}, nil); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -208,7 +196,7 @@ func envoyVersion(ctx context.Context, program string) (string, error) {
 
 // prepare writes what Envoy Gateway needs to run: its folders, with Envoy where
 // it looks for a downloaded one, its certificates, configuration and manifests.
-func (g *gateway) prepare(ctx context.Context, cfg *Gateway, envoy string) error {
+func (g *gateway) prepare(ctx context.Context, envoy string) error {
 	envoy, err := filepath.Abs(envoy)
 	if err != nil {
 		return err
@@ -222,7 +210,7 @@ func (g *gateway) prepare(ctx context.Context, cfg *Gateway, envoy string) error
 	if err := os.Symlink(envoy, filepath.Join(bin, "envoy")); err != nil {
 		return err
 	}
-	if out, err := exec.CommandContext(ctx, cfg.Program, "certgen", "--local", "--config-home", g.path("config")).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, g.program, "certgen", "--local", "--config-home", g.path("config")).CombinedOutput(); err != nil {
 		return fmt.Errorf("envoy-gateway certgen: %w: %s", err, out)
 	}
 	config, err := yaml.Marshal(object{

@@ -44,7 +44,7 @@ func (a attachment) through(t *testing.T) func(*stack.Config) {
 		t.Skip("WARMPATH_TEST_ENVOY_GATEWAY does not name an Envoy Gateway program; make test-deploy sets it")
 	}
 	return func(c *stack.Config) {
-		c.Gateway = &stack.Gateway{Program: program, Manifests: filepath.Join(manifests, a.name)}
+		c.Gateway, c.Manifests = program, filepath.Join(manifests, a.name)
 	}
 }
 
@@ -308,7 +308,7 @@ func TestGatewayDemo(t *testing.T) {
 	defer out.Close()
 	err = demo.Run(t.Context(), []string{
 		"--warmpath", filepath.Join(built.dir, "warmpath"), "--enginesim", filepath.Join(built.dir, "enginesim"),
-		"--envoy", os.Getenv("WARMPATH_TEST_ENVOY"), "--envoy-gateway", cfg.Gateway.Program, "--manifests", cfg.Gateway.Manifests,
+		"--envoy", os.Getenv("WARMPATH_TEST_ENVOY"), "--envoy-gateway", cfg.Gateway, "--manifests", cfg.Manifests,
 	}, out)
 	text, _ := os.ReadFile(out.Name())
 	if t.Logf("%s", text); err != nil {

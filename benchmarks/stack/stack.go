@@ -51,9 +51,14 @@ type Config struct {
 	Host string
 	// NoEnvoy leaves Envoy to the caller, who sets URL and EnvoyAdmin.
 	NoEnvoy bool
-	// Gateway, if it is not nil, runs Envoy; otherwise Envoy runs with the
-	// bootstrap that warmpath writes.
-	Gateway *Gateway
+	// Manifests is a folder of those for Kubernetes, whose settings of the router
+	// are used: the section extproc. Empty: there is none.
+	Manifests string
+	// Gateway is the path of an Envoy Gateway that runs Envoy, as the manifests
+	// say. Empty: Envoy runs with the bootstrap that warmpath writes.
+	Gateway string
+	// ByName has that bootstrap find the engines by name instead of by address.
+	ByName bool
 }
 
 // model returns the model of an engine.
@@ -133,7 +138,7 @@ func Start(ctx context.Context, cfg Config) (*Stack, error) {
 	if cfg.NoEnvoy {
 		return s, nil
 	}
-	if cfg.Gateway != nil {
+	if cfg.Gateway != "" {
 		return s, s.startGateway(ctx)
 	}
 	return s, s.startEnvoy(ctx)
@@ -168,13 +173,13 @@ func startEngine(cfg Config, i int, old *Engine) (*Engine, error) {
 }
 
 // yaml writes the configuration for addrs: Envoy, its admin, ours, ext_proc.
-// Where Envoy Gateway runs Envoy, the section extproc is that of the manifests. The
-// pool has the fields of found, or, if that is empty, the engines.
+// The section extproc is that of the manifests, if there are any. The pool has
+// the fields of found, or, if that is empty, the engines.
 func (s *Stack) yaml(addrs []string, found string) (string, error) {
 	extproc := object{}
-	if s.cfg.Gateway != nil {
+	if s.cfg.Manifests != "" {
 		var err error
-		if extproc, err = extprocSettings(s.cfg.Gateway.Manifests); err != nil {
+		if extproc, err = extprocSettings(s.cfg.Manifests); err != nil {
 			return "", err
 		}
 	}
@@ -185,7 +190,7 @@ func (s *Stack) yaml(addrs []string, found string) (string, error) {
 	}
 	var b strings.Builder
 	engines := ""
-	if found != "" {
+	if found != "" || s.cfg.ByName {
 		// localhost is what a headless Service's name is in a cluster.
 		for _, e := range s.Engines {
 			engines += fmt.Sprintf("%q, ", "localhost:"+e.HTTP[strings.LastIndexByte(e.HTTP, ':')+1:])
