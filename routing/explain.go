@@ -52,11 +52,11 @@ func (r *Router) Explain(ctx context.Context, req Request) (Decision, *Error) {
 		if considered[e.Name] {
 			continue
 		}
-		why := leftModel
+		why := leftNames[leftModel]
 		if !e.Candidate() {
-			why = leftHealth
+			why = cmp.Or(e.Withheld, leftNames[leftHealth])
 		}
-		d.LeftOut = append(d.LeftOut, LeftOut{e.Name, e.Address, leftNames[why]})
+		d.LeftOut = append(d.LeftOut, LeftOut{e.Name, e.Address, why})
 	}
 	return d, nil
 }

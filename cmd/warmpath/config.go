@@ -311,6 +311,9 @@ func (c Config) topicFaults() []error {
 	if c.Events.Listen != "" {
 		return nil
 	}
+	if k := c.Pool.Kubernetes; k.Enabled() && k.Topic != "" {
+		return []error{errors.New("events.listen: empty, but pool.kubernetes.topic says that engines connect to it; set it to the endpoint that the engines are given, such as tcp://*:5557")}
+	}
 	for i, e := range c.Pool.Static.Endpoints {
 		if e.Topic != "" {
 			return []error{fmt.Errorf("events.listen: empty, but pool.static.endpoints[%d].topic says that the engine connects to it; set it to the endpoint that the engines are given, such as tcp://*:5557", i)}

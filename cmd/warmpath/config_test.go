@@ -407,3 +407,26 @@ func mustParse(t fataler, text string) Config {
 	}
 	return cfg
 }
+
+// Discovery is checked together with the rest.
+func TestParse_Discovery(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"pool: {kubernetes: {pod_selector: app=vllm}}", ""},
+		{"pool: {kubernetes: {pod_selector: app=vllm, topic: \"kv@{pod}@{model}\"}}", "events.listen: empty, but pool.kubernetes.topic"},
+		{"events: {listen: \"tcp://*:5557\"}\npool: {kubernetes: {pod_selector: app=vllm, topic: \"kv@{pod}@{model}\"}}", ""},
+		{"pool: {kubernetes: {services: [a, a/b/c]}}", "w.yaml:1: pool.kubernetes.services[1]: \"a/b/c\" has no valid name"},
+		{"pool: {file: {path: /nowhere/e.yaml}}", "w.yaml:1: pool.file.path: open /nowhere/e.yaml: no such file"},
+	} {
+		_, err := parse("w.yaml", []byte(tt.text), nil, nil)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%s: error %v, want %q", tt.text, err, tt.want)
+		}
+	}
+	cfg, err := parse("w.yaml", []byte("pool: {kubernetes: {pod_selector: app=vllm, namespaces: [llm], inference_pools: [p]}}"), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := cfg.summary(); !strings.Contains(s, "pods with app=vllm; InferencePools p, in namespaces llm of Kubernetes\n") || len(cfg.Warnings()) > 0 {
+		t.Errorf("summed up as\n%s%v", s, cfg.Warnings())
+	}
+}

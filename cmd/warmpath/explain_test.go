@@ -124,7 +124,8 @@ func TestDecisions_OfOneRequest(t *testing.T) {
 	}
 }
 
-// The routing section follows the file; an invalid file changes nothing.
+// The routing section and the static endpoints follow the file; an invalid
+// file changes nothing.
 func TestReloader_FollowsTheFile(t *testing.T) {
 	const good = "pool: {static: {endpoints: [{name: a, address: \"10.0.0.1:8000\", models: [m]}]}}\n"
 	file := writeConfig(t, good)
@@ -139,8 +140,12 @@ func TestReloader_FollowsTheFile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		parts, err := build(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), http.DefaultClient)
+		if err != nil {
+			t.Fatal(err)
+		}
 		var applied []routing.Config
-		apply := func(c routing.Config) error { applied = append(applied, c); return nil }
+		apply := func(c Config) error { applied = append(applied, c.Routing); return parts.reload(c) }
 		var log strings.Builder
 		r := newReloader(src, cfg, apply, slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewRegistry())
 		asked, done := make(chan os.Signal), make(chan error)
@@ -174,6 +179,17 @@ func TestReloader_FollowsTheFile(t *testing.T) {
 		if len(applied) != 2 || applied[1].Strategy != "throughput" || !strings.Contains(log.String(), "takes a restart") {
 			t.Errorf("applied %d times, log:\n%s", len(applied), log.String())
 		}
+		write(strings.Replace(good, "]}}", ", {name: b, address: \"10.0.0.2:8000\", models: [m]}]}}", 1))
+		step()
+		if s := parts.pool.Snapshot(); len(s.Endpoints) != 2 || s.ByAddress("10.0.0.2:8000") == nil {
+			t.Errorf("an endpoint that was added to the file is not in the pool, which has %d", len(s.Endpoints))
+		}
+		write(good)
+		step()
+		if n := len(parts.pool.Snapshot().Endpoints); n != 1 {
+			t.Errorf("an endpoint that was removed from the file is still in the pool, which has %d", n)
+		}
+		applied = applied[:2]
 		asked <- os.Interrupt
 		synctest.Wait()
 		if len(applied) != 3 {

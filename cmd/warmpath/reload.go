@@ -10,8 +10,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
-
-	"github.com/warmpath/warmpath/routing"
 )
 
 // reloadEvery is how often the configuration file is looked at. A file that
@@ -26,20 +24,21 @@ type source struct {
 	load func() (Config, error)
 }
 
-// reloader puts the routing section of a changed configuration into force
-// while the process runs. An invalid file changes nothing.
+// reloader puts the routing section and the static endpoints of a changed
+// configuration into force while the process runs. An invalid file changes
+// nothing.
 type reloader struct {
 	source
 	// current is what is in force.
 	current Config
-	apply   func(routing.Config) error
+	apply   func(Config) error
 	log     *slog.Logger
 	results map[bool]prometheus.Counter
 	// content is what the file said when it was last looked at.
 	content []byte
 }
 
-func newReloader(src source, current Config, apply func(routing.Config) error, log *slog.Logger, reg prometheus.Registerer) *reloader {
+func newReloader(src source, current Config, apply func(Config) error, log *slog.Logger, reg prometheus.Registerer) *reloader {
 	results := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{
 		Name: "warmpath_config_reloads_total",
 		Help: "Times that a changed configuration was read, by whether it was put into force.",
@@ -76,7 +75,7 @@ func (r *reloader) Run(ctx context.Context, asked <-chan os.Signal) error {
 func (r *reloader) reload() {
 	cfg, err := r.load()
 	if err == nil {
-		err = r.apply(cfg.Routing)
+		err = r.apply(cfg)
 	}
 	r.results[err == nil].Inc()
 	if err != nil {
@@ -84,14 +83,16 @@ func (r *reloader) reload() {
 		return
 	}
 	was := r.current
-	r.current.Routing = cfg.Routing
-	if rest := was; !reflect.DeepEqual(cfg, withRouting(rest, cfg.Routing)) {
-		r.log.Warn("the configuration changed outside of its routing section; that takes a restart", "file", r.file)
+	r.current = was.reloaded(cfg)
+	if !reflect.DeepEqual(cfg, r.current) {
+		r.log.Warn("the configuration changed outside of its routing section and its static endpoints; that takes a restart", "file", r.file)
 	}
-	r.log.Info("the routing section was put into force", "file", r.file, "changed", !reflect.DeepEqual(was.Routing, cfg.Routing))
+	r.log.Info("the routing section and the static endpoints were put into force", "file", r.file, "changed", !reflect.DeepEqual(was, r.current))
 }
 
-func withRouting(c Config, rc routing.Config) Config {
-	c.Routing = rc
+// reloaded returns c with what of next can be put into force while the process
+// runs.
+func (c Config) reloaded(next Config) Config {
+	c.Routing, c.Pool.Static = next.Routing, next.Pool.Static
 	return c
 }

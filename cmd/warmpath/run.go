@@ -45,7 +45,8 @@ type router struct {
 	maxBody int
 }
 
-// serve runs the router until ctx ends. Its routing section follows src.
+// serve runs the router until ctx ends. Its routing section and
+// static endpoints follow src.
 func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error {
 	cfg.Memory.apply()
 	reg := prometheus.NewRegistry()
@@ -84,7 +85,7 @@ func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error 
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	reloads := newReloader(src, cfg, r.routing.Reload, log, reg)
+	reloads := newReloader(src, cfg, r.reload, log, reg)
 	g.Go(func() error { return reloads.Run(failed, hup) })
 	g.Go(func() error { return r.routing.Run(failed) })
 	g.Go(func() error { return r.pool.Run(failed) })
@@ -117,6 +118,15 @@ func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error 
 		return r.extproc.Run(stop, extprocListener)
 	})
 	return g.Wait()
+}
+
+// reload puts into force what can be while the router runs.
+func (r *router) reload(cfg Config) error {
+	if err := r.routing.Reload(cfg.Routing); err != nil {
+		return err
+	}
+	r.pool.Set(cfg.Pool.Static.Endpoints)
+	return nil
 }
 
 // build makes every part, without starting any.

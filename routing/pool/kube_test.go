@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +27,11 @@ func (offline) RoundTrip(*http.Request) (*http.Response, error) { return nil, er
 // discovering runs a pool that finds its endpoints in a.
 func discovering(t *testing.T, a *apiServer, change func(*KubernetesConfig)) *Pool {
 	t.Helper()
+	return discoveringWith(t, a, slog.New(slog.DiscardHandler), change)
+}
+
+func discoveringWith(t *testing.T, a *apiServer, log *slog.Logger, change func(*KubernetesConfig)) *Pool {
+	t.Helper()
 	cfg := DefaultConfig()
 	cfg.Load.Interval = 0
 	cfg.Kubernetes.Kubeconfig = a.kubeconfig()
@@ -32,7 +39,6 @@ func discovering(t *testing.T, a *apiServer, change func(*KubernetesConfig)) *Po
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.DiscardHandler)
 	reg := prometheus.NewRegistry()
 	k, err := NewKubernetes(cfg.Kubernetes, log, reg)
 	if err != nil {
@@ -168,4 +174,59 @@ func TestKubernetes_WatchesThatFail(t *testing.T) {
 			sees(t, p, "ns/a:8000 10.0.0.1:8000", "ns/b:8000 10.0.0.2:8000")
 		}
 	}
+}
+
+// A service account that may not list is told so in words; once it may, all
+// goes on. Nothing is ever asked for but lists and watches of what is
+// configured, in the namespaces that are.
+func TestKubernetes_Forbidden(t *testing.T) {
+	a := newAPIServer(t)
+	a.forbidden = true
+	a.put(pod("a", "10.0.0.1"))
+	a.put(inferencePoolObject("llama", map[string]any{"app": "vllm"}, 8000))
+	var text lockedBuffer
+	p := discoveringWith(t, a, slog.New(slog.NewTextHandler(&text, nil)), func(c *KubernetesConfig) {
+		c.PodSelector, c.Services, c.InferencePools, c.Namespaces = "app=vllm", []string{"other/s"}, []string{"llama"}, []string{"ns", "more"}
+	})
+	poll(t, func() bool {
+		return strings.Contains(text.String(), "let the service account get, list and watch pods in namespace ns")
+	})
+	if closedNow(p.Synced()) {
+		t.Error("synced without permission")
+	}
+	a.set(func() { a.forbidden = false })
+	sees(t, p, "ns/a:8000 10.0.0.1:8000")
+	<-p.Synced()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	allowed := map[string]bool{}
+	for _, path := range []string{
+		"/api/v1/namespaces/ns/pods", "/api/v1/namespaces/more/pods", "/apis/discovery.k8s.io/v1/namespaces/other/endpointslices",
+		"/apis/inference.networking.k8s.io/v1/namespaces/ns/inferencepools", "/apis/inference.networking.k8s.io/v1/namespaces/more/inferencepools",
+	} {
+		allowed["GET list "+path], allowed["GET watch "+path] = true, true
+	}
+	for _, r := range a.requests {
+		if !allowed[r] {
+			t.Errorf("the API server was asked to %s", r)
+		}
+	}
+}
+
+// lockedBuffer takes what many goroutines log.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
