@@ -23,6 +23,9 @@ ENVOY ?= $(CURDIR)/.venv/envoy-$(ENVOY_VERSION)
 # PEERS=/path/to/python uses one that has the packages of .ci/requirements.txt.
 PEERS ?= $(CURDIR)/.venv/python
 
+# The grpcurl of tests of gRPC reflection. GRPCURL=/path/to/grpcurl uses yours.
+GRPCURL ?= $(CURDIR)/.venv/grpcurl
+
 # The API server of the tests of Kubernetes discovery, built from the Go modules
 # of the versions that the tools' go.mod say. KUBE_APISERVER=/path and
 # ETCD=/path use yours instead.
@@ -64,7 +67,8 @@ demo-k8s: build envoy apiserver ## the same with the engines found through a rea
 .PHONY: test
 test: export WARMPATH_TEST_ENVOY := $(ENVOY)
 test: export WARMPATH_TEST_PYTHON := $(PEERS)
-test: envoy peers ## run all tests, plainly and again with the race detector
+test: export WARMPATH_TEST_GRPCURL := $(GRPCURL)
+test: envoy peers grpcurl ## run all tests, plainly and again with the race detector
 	@echo '== tests'
 	$(GO) test -shuffle=on -timeout 15m ./...
 	@if command -v "$$($(GO) env CC)" >/dev/null; then \
@@ -186,6 +190,18 @@ $(ENVOY_GATEWAY): .ci/build-tool $(CONFORMANCE)/tools/gateway/go.mod
 else
 $(ENVOY_GATEWAY):
 	@echo 'ENVOY_GATEWAY=$(ENVOY_GATEWAY): no such file; give the path of an envoy-gateway binary' >&2; exit 1
+endif
+
+.PHONY: grpcurl
+grpcurl: $(GRPCURL) ## build grpcurl below .venv, unless GRPCURL=/path is given
+	@echo 'grpcurl: $(GRPCURL)'
+
+ifeq ($(origin GRPCURL),file)
+$(GRPCURL): .ci/tools.mod
+	CGO_ENABLED=0 $(GO) build -modfile=.ci/tools.mod -o '$@' github.com/fullstorydev/grpcurl/cmd/grpcurl
+else
+$(GRPCURL):
+	@echo 'GRPCURL=$(GRPCURL): no such file; give the path of a grpcurl' >&2; exit 1
 endif
 
 .PHONY: clean

@@ -288,7 +288,7 @@ func serve(t *testing.T, cfg relay.RouterConfig, src *relay.Source, ln net.Liste
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
-	srv := relay.NewServer(cfg, src, slog.New(slog.DiscardHandler))
+	srv := relay.NewServer(cfg, src, relay.View{}, slog.New(slog.DiscardHandler))
 	go func() { ended <- srv.Run(ctx, ln) }()
 	stop = sync.OnceFunc(func() {
 		cancel()

@@ -153,7 +153,7 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 		return nil, err
 	}
 	if cfg.CacheState.Listen != "" {
-		r.cachestate = relay.NewServer(cfg.CacheState, relays, log)
+		r.cachestate = relay.NewServer(cfg.CacheState, relays, relay.View{Pool: r.pool, Index: r.index, Hasher: hasher, Status: r.events.Status}, log)
 	}
 	var tok routing.Tokenizer
 	if !cfg.Tokenizer.Disabled {

@@ -17,6 +17,9 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
+// subjectRead is the subject of a tokens file that may use the read API.
+const subjectRead = "read"
+
 // tokens says which token belongs to whom. It keeps hashes, so that comparing
 // tells nothing about the tokens.
 type tokens map[string][][sha256.Size]byte
@@ -88,11 +91,17 @@ type access struct {
 }
 
 // errDenied is the answer to who has no right to call; it does not say why.
-var errDenied = errors.New("no right to make this call: it takes a client certificate or a token of the endpoint; see tls.client_ca and tokens_file")
+var errDenied = errors.New("no right to make this call: it takes a client certificate, or a token, of the endpoint, or one for reading; see tls.client_ca and tokens_file")
 
 // endpoint tells whether a caller may report for an endpoint.
 func (a access) endpoint(c caller, name, address string) error {
 	return a.allow(c, func(cert *x509.Certificate) bool { return speaksFor(cert, name, address) }, name, address)
+}
+
+// reader tells whether a caller may use the read API: by any certificate that
+// the authorities signed, or a token for reading.
+func (a access) reader(c caller) error {
+	return a.allow(c, func(*x509.Certificate) bool { return true }, subjectRead)
 }
 
 func (a access) allow(c caller, cert func(*x509.Certificate) bool, subjects ...string) error {

@@ -72,9 +72,9 @@ func (c Config) Validate() error {
 // RouterConfig is that of a router: how it follows relays, and what it serves
 // to them and to tools.
 type RouterConfig struct {
-	// Listen is the ip:port for relays that report by themselves; empty:
-	// none can.
-	Listen string `yaml:"listen" help:"ip:port of the gRPC server for relays that report by themselves; empty: none can"`
+	// Listen is the ip:port for relays that report by themselves and for the
+	// read API; empty: neither is served.
+	Listen string `yaml:"listen" help:"ip:port of the gRPC server for relays that report by themselves and for the read API; empty: none"`
 	// GiveUp is how long a publisher's state is kept, and not trusted, while
 	// its relay cannot be had; then the engine's own stream takes over.
 	GiveUp time.Duration `yaml:"give_up" help:"how long a relay may be away before its endpoint is fed by the engine's own events, if there are any, and its state dropped"`
@@ -86,7 +86,7 @@ type RouterConfig struct {
 	BackoffMax time.Duration `yaml:"backoff_max" help:"longest such pause"`
 	TLS        TLSConfig     `yaml:"tls"`
 	// TokensFile lists who may call, one a line: a subject and its token.
-	TokensFile string `yaml:"tokens_file" help:"file of lines SUBJECT TOKEN that says who may call: an endpoint's ip:port or name for its relay; empty: certificates decide"`
+	TokensFile string `yaml:"tokens_file" help:"file of lines SUBJECT TOKEN that says who may call: an endpoint's ip:port or name for its relay, read for the read API; empty: certificates decide"`
 	// TokenFile holds the token that the router shows to relays.
 	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays; empty: none"`
 }

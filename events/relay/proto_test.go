@@ -22,7 +22,7 @@ func TestProto_GeneratedCodeIsCurrent(t *testing.T) {
 	if b, err := exec.CommandContext(t.Context(), "../../.ci/proto", python, out).CombinedOutput(); err != nil {
 		t.Fatalf("generate: %v\n%s", err, b)
 	}
-	for _, name := range []string{"cachestate.pb.go", "cachestate_grpc.pb.go"} {
+	for _, name := range []string{"cachestate.pb.go", "cachestate_grpc.pb.go", "read.pb.go", "read_grpc.pb.go"} {
 		want, err := os.ReadFile(filepath.Join(out, name))
 		if err != nil {
 			t.Fatal(err)

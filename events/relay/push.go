@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
 
 	"google.golang.org/grpc"
@@ -251,7 +252,10 @@ func (s *Server) ReportCacheState(stream grpc.BidiStreamingServer[pb.CacheStateR
 		if err := stream.Send(ack); err != nil {
 			return err
 		}
-		if m, err = recv(ctx, stream); err != nil {
+		switch m, err = recv(ctx, stream); {
+		case errors.Is(err, io.EOF):
+			return nil // it has said all that it wants to
+		case err != nil:
 			return err
 		}
 	}

@@ -19,15 +19,18 @@ type Server struct {
 	pb.UnimplementedCacheStateServer
 	cfg    RouterConfig
 	source *Source
+	reader *reader
 	access access
 	log    *slog.Logger
 }
 
-// NewServer returns the server of a router whose publishers source feeds.
-func NewServer(cfg RouterConfig, source *Source, log *slog.Logger) *Server {
+// NewServer returns the server of a router whose publishers source feeds, and
+// of which view shows the state.
+func NewServer(cfg RouterConfig, source *Source, view View, log *slog.Logger) *Server {
+	a := access{mtls: cfg.TLS.ClientCA != "", tokensFile: cfg.TokensFile}
 	return &Server{
-		cfg: cfg, source: source, log: log.With("component", "cachestate"),
-		access: access{mtls: cfg.TLS.ClientCA != "", tokensFile: cfg.TokensFile},
+		cfg: cfg, source: source, log: log.With("component", "cachestate"), access: a,
+		reader: &reader{View: view, access: a, m: source.m},
 	}
 }
 
@@ -44,6 +47,7 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 	}
 	srv := grpc.NewServer(append(serverOptions(), grpc.Creds(creds))...)
 	pb.RegisterCacheStateServer(srv, s)
+	pb.RegisterReaderServer(srv, s.reader)
 	grpc_health_v1.RegisterHealthServer(srv, health.NewServer())
 	reflection.Register(srv)
 	served := make(chan error, 1)

@@ -266,7 +266,7 @@ func pushed(t *testing.T, router RouterConfig, relay Config) *followed {
 	src := newTestSource(t, router, testHasher, false)
 	f := follow(t, src, pool.RelayPush)
 	ln := listenLocal(t)
-	srv := NewServer(router, src, slog.New(slog.DiscardHandler))
+	srv := NewServer(router, src, View{}, slog.New(slog.DiscardHandler))
 	run(t, func(ctx context.Context) error { return srv.Run(ctx, ln) })
 	relay.Listen, relay.ReportTo = "", []string{ln.Addr().String()}
 	startRelay(t, relay, testHasher)
