@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"slices"
 	"sync"
 	"testing"
 
@@ -62,7 +61,7 @@ func newWorld(t *testing.T, c *cluster.Cluster, namespace string, pods int) *wor
 		nextIP: addresses(), engines: map[string]*fakeEngine{},
 	}
 	for i := range pods {
-		w.slots = append(w.slots, &slot{Pod: cluster.Pod{Name: fmt.Sprintf("engine-%03d", i)}})
+		w.slots = append(w.slots, &slot{Pod: cluster.Pod{Name: fmt.Sprintf("engine-%04d", i)}})
 	}
 	t.Cleanup(func() {
 		for _, s := range w.slots {
@@ -188,23 +187,26 @@ func (w *world) toggle(ctx context.Context, s *slot, label, a, b string) error {
 	return w.pods.Label(ctx, s.Pod)
 }
 
-// appear creates a pod whose engine starts a little later than it.
+// appear creates a pod: one of eight tells that its engine publishes nothing,
+// and one of eight is not ready.
 func (w *world) appear(ctx context.Context, s *slot, random *rand.Rand) error {
+	return w.create(ctx, s, random.IntN(8) > 0, random.IntN(8) > 0)
+}
+
+// create creates a pod and starts its engine.
+func (w *world) create(ctx context.Context, s *slot, publishes, ready bool) error {
 	if err := w.start(s, w.nextIP()+":0"); err != nil {
 		return err
 	}
 	ip := s.IP
 	s.Pod = cluster.Pod{Name: s.Name, Labels: map[string]string{
-		labelSelected: "engine", labelModel: model, labelPort: fmt.Sprint(s.engine.port()), labelEvents: "true",
+		labelSelected: "engine", labelModel: model, labelPort: fmt.Sprint(s.engine.port()), labelEvents: fmt.Sprint(publishes),
 	}}
-	if random.IntN(8) == 0 {
-		s.Labels[labelEvents] = "false"
-	}
 	s.there, s.terminating = true, false
 	if err := w.pods.Create(ctx, s.Pod); err != nil {
 		return err
 	}
-	s.IP, s.Phase, s.Ready = ip, corev1.PodRunning, random.IntN(8) > 0
+	s.IP, s.Phase, s.Ready = ip, corev1.PodRunning, ready
 	return w.pods.Report(ctx, s.Pod)
 }
 
@@ -251,24 +253,34 @@ func (w *world) name(s *slot) string {
 
 // storm does n things to the pods, several at a time, each pod in order.
 func (w *world) storm(random *rand.Rand, n int) {
-	const workers = 8
+	seed := random.Uint64()
+	w.share(func(mine []*slot, worker uint64) error {
+		random := rand.New(rand.NewPCG(seed, worker))
+		for range n / workers {
+			s := mine[random.IntN(len(mine))]
+			if err := w.act(w.t.Context(), s, random); err != nil {
+				return fmt.Errorf("%s: %w", s.Name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// workers is how many pods change at a time.
+const workers = 8
+
+// share gives every worker its part of the slots.
+func (w *world) share(do func(mine []*slot, worker uint64) error) {
+	w.t.Helper()
 	var wg sync.WaitGroup
 	for i := range workers {
-		random := rand.New(rand.NewPCG(random.Uint64(), random.Uint64()))
-		mine := slices.Collect(func(yield func(*slot) bool) {
-			for j := i; j < len(w.slots); j += workers {
-				if !yield(w.slots[j]) {
-					return
-				}
-			}
-		})
+		var mine []*slot
+		for j := i; j < len(w.slots); j += workers {
+			mine = append(mine, w.slots[j])
+		}
 		wg.Go(func() {
-			for range n / workers {
-				s := mine[random.IntN(len(mine))]
-				if err := w.act(w.t.Context(), s, random); err != nil {
-					w.t.Errorf("%s: %v", s.Name, err)
-					return
-				}
+			if err := do(mine, uint64(i)); err != nil {
+				w.t.Error(err)
 			}
 		})
 	}
