@@ -108,6 +108,8 @@ type board struct {
 	// seen is for [pool.Snapshot.AppendChanged], changed its result.
 	seen    []uint32
 	changed []kvindex.EndpointID
+	// moved is the result of [pool.Snapshot.AppendMoved].
+	moved []kvindex.EndpointID
 	// base is the time of all rows' turnover.
 	base time.Time
 }
@@ -147,19 +149,34 @@ func (b *board) sync(snap *pool.Snapshot, now time.Time) {
 	}
 }
 
-// follow goes over to another snapshot. Most endpoints are the same in both.
+// follow goes over to another snapshot. What it costs is in proportion to the
+// endpoints that differ, so that no request pays for a fleet of which one
+// endpoint has changed.
 func (b *board) follow(snap *pool.Snapshot, now time.Time) {
-	all := b.snap == nil
+	old := b.snap
 	b.snap = snap
-	for id, e := range b.endpoints {
-		if e != nil && snap.Endpoint(e.ID) == nil {
-			b.endpoints[id] = nil // it must not be kept alive
+	if old != nil {
+		if moved, ok := snap.AppendMoved(b.moved[:0], old); ok {
+			b.moved = moved
+			for _, id := range moved {
+				b.put(id, snap.Endpoint(id), now)
+			}
+			return
 		}
 	}
-	for _, e := range snap.Endpoints {
-		old := b.endpoints[e.ID]
-		if b.endpoints[e.ID] = e; all || old == nil || old.State != e.State {
-			b.rows[e.ID].read(e, now, b.base)
+	for id := range b.endpoints {
+		if old == nil {
+			b.endpoints[id] = nil // every row is read
 		}
+		b.put(kvindex.EndpointID(id), snap.Endpoint(kvindex.EndpointID(id)), now)
+	}
+}
+
+// put makes e, nil for none, the endpoint with an id.
+func (b *board) put(id kvindex.EndpointID, e *pool.Endpoint, now time.Time) {
+	old := b.endpoints[id]
+	b.endpoints[id] = e // the old one must not be kept alive
+	if e != nil && (old == nil || old.State != e.State) {
+		b.rows[id].read(e, now, b.base)
 	}
 }

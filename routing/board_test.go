@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
 
+	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing/pool"
 )
 
@@ -50,12 +51,32 @@ func TestBoard_KnowsEveryChange(t *testing.T) {
 					rt.Fatalf("%s (-state +board):\n%s", e.Name, diff)
 				}
 			}
+			for id, e := range b.endpoints {
+				if want := snap.Endpoint(kvindex.EndpointID(id)); e != want {
+					rt.Fatalf("id %d: the board has %v, the snapshot %v", id, e, want)
+				}
+			}
 		}
+		var earlier *pool.Snapshot
 		rt.Repeat(map[string]func(*rapid.T){
 			"":                func(*rapid.T) { check(&boards[0]) },
 			"the other looks": func(*rapid.T) { check(&boards[1]) },
 			"time passes":     func(rt *rapid.T) { at = at.Add(time.Duration(rapid.Int64Range(0, int64(2*rebase)).Draw(rt, "time"))) },
 			"endpoints":       func(*rapid.T) { p.Set(specs()) },
+			"many endpoints": func(rt *rapid.T) { // more snapshots than are remembered
+				for range rapid.IntRange(20, 50).Draw(rt, "snapshots") {
+					p.Set(specs())
+				}
+			},
+			// A request that began before another can be decided after it.
+			"a late request": func(*rapid.T) {
+				if earlier != nil {
+					sc := scene{settings: settings}
+					boards[0].begin(&sc, at)
+					boards[0].sync(earlier, at)
+				}
+				earlier = p.Snapshot()
+			},
 			"state": func(rt *rapid.T) {
 				e := rapid.SampledFrom(p.Snapshot().Endpoints).Draw(rt, "endpoint")
 				s, n := e.State, int64(rapid.IntRange(1, 1000).Draw(rt, "amount"))

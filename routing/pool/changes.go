@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"slices"
 	"sync/atomic"
 
 	"github.com/warmpath/warmpath/kvindex"
@@ -44,4 +45,42 @@ func (s *Snapshot) AppendChanged(dst []kvindex.EndpointID, seen []uint32) []kvin
 		}
 	}
 	return dst
+}
+
+// maxMoves is how many snapshots back [Snapshot.AppendMoved] can tell what has
+// changed. Who comes later than that looks at every endpoint, which costs no
+// more than the pool has spent on that many snapshots.
+const maxMoves = 32
+
+// follows notes which endpoints differ between s and the snapshot before it.
+// It is called before s is published.
+func (s *Snapshot) follows(before *Snapshot) {
+	s.number = before.number + 1
+	var ids []kvindex.EndpointID
+	for i := range max(len(s.byID), len(before.byID)) {
+		id := kvindex.EndpointID(i)
+		if s.Endpoint(id) != before.Endpoint(id) {
+			ids = append(ids, id)
+		}
+	}
+	recent := before.moves[max(0, len(before.moves)-(maxMoves-1)):]
+	s.moves = append(slices.Clone(recent), ids)
+}
+
+// AppendMoved appends to dst the ids whose endpoints may differ between two
+// snapshots of one pool, whichever is the newer; an id can be among them more
+// than once. ok is false if they are too far apart to tell.
+func (s *Snapshot) AppendMoved(dst []kvindex.EndpointID, from *Snapshot) (ids []kvindex.EndpointID, ok bool) {
+	newer, older := s, from
+	if newer.number < older.number {
+		newer, older = older, newer
+	}
+	apart := newer.number - older.number
+	if apart > uint64(len(newer.moves)) {
+		return dst, false
+	}
+	for _, ids := range newer.moves[uint64(len(newer.moves))-apart:] {
+		dst = append(dst, ids...)
+	}
+	return dst, true
 }

@@ -197,6 +197,10 @@ type Snapshot struct {
 	superseded chan struct{}
 	changed    *atomic.Uint64
 	changes    changes
+	// number counts the pool's snapshots. moves are the ids whose endpoints
+	// differ from one of the latest of them to the next, the last being this one.
+	number uint64
+	moves  [][]kvindex.EndpointID
 }
 
 // Model returns the model of a name, also one whose endpoints all fail at the

@@ -313,7 +313,9 @@ func (p *Pool) publish() {
 	for h, n := range counts {
 		p.metrics.endpoints[Health(h)].Set(float64(n))
 	}
-	old := p.snapshot.Swap(newSnapshot(endpoints, &p.sizesChanged, p.changes))
+	next := newSnapshot(endpoints, &p.sizesChanged, p.changes)
+	next.follows(p.snapshot.Load())
+	old := p.snapshot.Swap(next)
 	close(old.superseded)
 	p.dirty = false
 	now := time.Now()
