@@ -244,6 +244,7 @@ type proxy struct {
 	*stack.Process
 	// admin is the base URL of its administration.
 	admin string
+	began time.Time
 }
 
 // startProxy waits for the Deployment of a Gateway's Envoy, runs what it says
@@ -353,7 +354,7 @@ func runPod(t *testing.T, client kubernetes.Interface, pod *corev1.Pod, program 
 			t.Logf("the end of Envoy's log:\n%s", p.Tail(20))
 		}
 	})
-	return &proxy{p, "http://" + adminAddress(t, container.Args)}
+	return &proxy{p, "http://" + adminAddress(t, container.Args), time.Now()}
 }
 
 // volume returns the files of a pod's volume that is a Secret or a ConfigMap.

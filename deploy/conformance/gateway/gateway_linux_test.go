@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -86,7 +87,7 @@ func TestEnvoyGatewayAsController(t *testing.T) {
 	port := w.applyGateway(t, c)
 	apply(t, c, filepath.Join(manifests, "envoy-gateway"))
 	w.startStack(t, envoy)
-	w.slice(t, "warmpath", "warmpath", "extproc", w.Processor)
+	w.slice(t, routerSlice, "warmpath", "extproc", w.Processor)
 	for i, e := range w.Engines {
 		w.slice(t, engineSlice(i), "warmpath-engines", "http-8000", e.HTTP)
 	}
@@ -106,11 +107,7 @@ func TestEnvoyGatewayAsController(t *testing.T) {
 	t.Run("engines come and go", func(t *testing.T) { w.comeAndGo(t) })
 	t.Run("router killed", func(t *testing.T) {
 		w.Router.Kill()
-		for range 5 {
-			if r := w.ask(t, 1, 4); r.chosen != "" {
-				t.Error("a router that is dead is said to have routed a request")
-			}
-		}
+		w.unchosen(t, 5)
 		if err := w.StartRouter(bounded(t)); err != nil {
 			t.Fatal(err)
 		}
@@ -121,6 +118,9 @@ func TestEnvoyGatewayAsController(t *testing.T) {
 		w.verdicts(t, "EnvoyPatchPolicy", "envoypatchpolicies", "warmpath", "Accepted", "Programmed")
 		w.configured(t, false)
 	})
+	// Late, because it waits for the end of Envoy's first minute.
+	t.Run("router frozen", func(t *testing.T) { w.frozen(t, p.began) })
+	t.Run("router comes and goes", func(t *testing.T) { w.withoutRouter(t) })
 }
 
 // applyGateway makes the Gateway that the manifests attach to. It returns its
@@ -170,6 +170,8 @@ func (w *world) startStack(t *testing.T, envoy string) {
 		t.Fatal(err)
 	}
 }
+
+const routerSlice = "warmpath"
 
 func engineSlice(i int) string { return fmt.Sprintf("warmpath-engines-%d", i) }
 
@@ -392,6 +394,52 @@ func (w *world) comeAndGo(t *testing.T) {
 	if t.Logf("%d requests were sent", sent); sent == 0 || len(failed) > 0 {
 		t.Errorf("%d of %d requests failed, the first: %v", len(failed), sent, failed)
 	}
+}
+
+// unchosen requires that requests are answered without the router.
+func (w *world) unchosen(t *testing.T, requests int) {
+	t.Helper()
+	for range requests {
+		if r := w.ask(t, 1, 4); r.chosen != "" {
+			t.Error("a router that does not run is said to have routed a request")
+		}
+	}
+}
+
+// withoutRouter takes the router's only pod from its Service and gives it back.
+func (w *world) withoutRouter(t *testing.T) {
+	if err := w.client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).Delete(bounded(t), routerSlice, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "Envoy has forgotten the router", func() error { return w.knows(t, w.Processor, false) })
+	w.unchosen(t, 5)
+	w.slice(t, routerSlice, "warmpath", "extproc", w.Processor)
+	eventually(t, "the router is asked again", func() error { return w.routed(bounded(t)) })
+}
+
+// frozen stops the router's process in its tracks. Envoy checks a router once a
+// minute at first, and from then on as often as the policy says, because there
+// has been traffic. began is when Envoy did.
+func (w *world) frozen(t *testing.T, began time.Time) {
+	if err := w.Router.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Router.Signal(syscall.SIGCONT) }()
+	for quick := 0; quick < 20; quick++ {
+		asked := time.Now()
+		w.unchosen(t, 1)
+		if time.Since(asked) < 2*time.Second {
+			continue
+		}
+		quick = 0 // it waited for the router, for messageTimeout
+		if time.Since(began) > 90*time.Second {
+			t.Fatal("requests still wait for a router that does not answer")
+		}
+	}
+	if err := w.Router.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the router is asked again", func() error { return w.routed(bounded(t)) })
 }
 
 // knows requires that Envoy has an engine or has it not.
