@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -75,8 +76,13 @@ type envoyDump struct {
 	buffered bool
 }
 
+// add keeps a finding, once: Envoy shows its static configuration in two
+// places.
 func (v *envoyDump) add(l level, about, mend, format string, args ...any) {
-	v.findings = append(v.findings, finding{l, "envoy", about, fmt.Sprintf(format, args...), mend})
+	f := finding{l, "envoy", about, fmt.Sprintf(format, args...), mend}
+	if !slices.Contains(v.findings, f) {
+		v.findings = append(v.findings, f)
+	}
 }
 
 // envoyFindings returns what is wrong in the answer of Envoy's /config_dump.

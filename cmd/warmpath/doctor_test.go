@@ -14,9 +14,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/warmpath/warmpath/benchmarks/engine"
@@ -454,6 +457,35 @@ func TestDoctor_Envoy(t *testing.T) {
 	}
 	if _, err := envoyFindings([]byte("no"), cfg); err == nil {
 		t.Error("a configuration that is not JSON is accepted")
+	}
+}
+
+// What a real Envoy says of itself is understood.
+func TestDoctor_RealEnvoy(t *testing.T) {
+	binary := testEnvoy(t)
+	cfg := mustParse(t, valid)
+	addrs := freeAddresses(t, 3)
+	cfg.ExtProc.Listen, cfg.Envoy.Listen, cfg.Envoy.Admin = addrs[0], addrs[1], addrs[2]
+	startEnvoy(t, binary, cfg)
+	examined := func(cfg Config) []string {
+		d := &doctor{cfg: cfg, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, envoy: "http://" + cfg.Envoy.Admin, wait: 10 * time.Second}
+		d.checkEnvoy(t.Context())
+		var found []string
+		for _, f := range d.findings {
+			found = append(found, fmt.Sprintf("%s %s: %s", f.Level, f.About, f.Text))
+		}
+		slices.Sort(found)
+		return found
+	}
+	if diff := cmp.Diff([]string{"ok : limits and timeouts are large enough"}, examined(cfg)); diff != "" {
+		t.Errorf("found in our own bootstrap (-want +got):\n%s", diff)
+	}
+	cfg.ExtProc.DecisionTimeout, cfg.ExtProc.MaxBodyBytes = 10*time.Second, 64<<20
+	if diff := cmp.Diff([]string{
+		"FAIL ext_proc warmpath: message_timeout is 3s, and the router may take 10s to decide: requests get 504, or pass it by",
+		"warn listener llm: request bodies above 32 MiB are answered with 413, before the router's own limit of 64 MiB",
+	}, examined(cfg)); diff != "" {
+		t.Errorf("found for a router that takes longer and more (-want +got):\n%s", diff)
 	}
 }
 
