@@ -13,6 +13,7 @@ import (
 
 	"github.com/warmpath/warmpath/benchmarks/demo"
 	"github.com/warmpath/warmpath/benchmarks/drive"
+	"github.com/warmpath/warmpath/benchmarks/idle"
 	"github.com/warmpath/warmpath/benchmarks/indexops"
 	"github.com/warmpath/warmpath/benchmarks/micro"
 	"github.com/warmpath/warmpath/benchmarks/report"
@@ -36,6 +37,7 @@ func commands() []command {
 		{"report", "draw results of sim", report.Report},
 		{"sim", "simulate a fleet and its router in virtual time", sim.Run},
 		{"drive", "load the request path and measure what a request costs", drive.Run},
+		{"idle", "measure what a router without requests costs that has many endpoints", idle.Run},
 	}
 }
 

@@ -66,10 +66,13 @@ type LoadConfig struct {
 	// empty: only endpoints that name one are read.
 	Path string `yaml:"path" help:"path of the engines' Prometheus metrics, for endpoints without a metrics URL (TensorRT-LLM: /prometheus/metrics); empty: those are not read"`
 	// Interval is the longest time between two reads of an idle endpoint; one
-	// with requests in flight is read four times as often.
-	Interval time.Duration `yaml:"interval" help:"time between two reads of an idle engine's metrics; a busy one is read four times as often; 0s: never"`
+	// with requests in flight is read four times as often, and at once when it
+	// gets the first.
+	Interval time.Duration `yaml:"interval" help:"time between two reads of an idle engine's metrics, which is as old as the load that is known of other routers' requests; a busy one is read four times as often, and at once with its first request; 0s: never"`
 	// Timeout bounds one read.
 	Timeout time.Duration `yaml:"timeout" help:"time after which a read of an engine's metrics is given up"`
+	// Filter: engines are asked for the metrics that are used only.
+	Filter bool `yaml:"filter" help:"ask engines for the metrics that are used only, by the name[] parameter that vLLM's exporter knows; those that do not know it are read in full"`
 	// StaleAfter is the age at which metrics count as missing.
 	StaleAfter time.Duration `yaml:"stale_after" help:"age at which an engine's metrics no longer count"`
 }
@@ -85,7 +88,7 @@ type HealthConfig struct {
 	Path string `yaml:"path"`
 	// Interval is the time between two probes of an endpoint, jittered by a
 	// tenth. An idle endpoint that answers reads of its metrics is probed a
-	// fourth as often.
+	// fourth as often, a busy one that does not four times as often.
 	Interval time.Duration `yaml:"interval"`
 	// Timeout bounds one probe.
 	Timeout time.Duration `yaml:"timeout"`
@@ -100,7 +103,7 @@ func DefaultConfig() Config {
 		File:       FileConfig{Interval: time.Second},
 		Kubernetes: KubernetesConfig{Port: 8000, Events: EventsAuto, EventsPort: 5557, ReplayPort: 5558},
 		Health:     HealthConfig{Path: "/health", Interval: time.Second, Timeout: 500 * time.Millisecond, Models: 10 * time.Second},
-		Load:       LoadConfig{Path: "/metrics", Interval: time.Second, Timeout: 500 * time.Millisecond, StaleAfter: 3 * time.Second},
+		Load:       LoadConfig{Path: "/metrics", Interval: time.Second, Timeout: 500 * time.Millisecond, Filter: true, StaleAfter: 3 * time.Second},
 	}
 }
 

@@ -27,20 +27,30 @@ var errUnknownMetrics = errors.New("it has no load metric of vLLM, SGLang or Ten
 // at a time, as that of state, and returns it. An answer without any metric of
 // load is an error and changes nothing.
 func (m *Meter) Read(at time.Time, text []byte, state *State) (*Load, error) {
-	m.now.parse(text, m.names)
-	if !m.now.known() {
+	return m.take(at, m.peek(text), state)
+}
+
+// take is Read for what peek returned.
+func (m *Meter) take(at time.Time, s *sample, state *State) (*Load, error) {
+	if !s.known() {
 		return nil, errUnknownMetrics
 	}
 	var last *sample
 	if m.known {
 		last = &m.before
 	}
-	l := newLoad(at, &m.now, last, state.Load(), state.InFlight())
+	l := newLoad(at, s, last, state.Load(), state.InFlight())
 	l.Until = l.At.Add(m.staleAfter)
 	state.SetLoad(l)
-	m.now.adapters = nil // they belong to l
-	m.before, m.known = m.now, true
+	s.adapters = nil // they belong to l
+	m.before, m.known = *s, true
 	return l, nil
+}
+
+// peek returns what an answer says, without any effect but on the next peek.
+func (m *Meter) peek(text []byte) *sample {
+	m.now.parse(text, m.names)
+	return &m.now
 }
 
 // Forget has the next answer count as the first.

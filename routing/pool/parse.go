@@ -118,7 +118,10 @@ func metricNames() map[string]metric {
 // sample is what one answer of an engine said.
 type sample struct {
 	seen uint32
-	v    [numMetrics]float64
+	// prefix is what the names of an engine's metrics begin with: that of the
+	// first one that is of an engine.
+	prefix string
+	v      [numMetrics]float64
 	// adapterTime is the value of the newest lora_requests_info series: vLLM
 	// keeps one for every set of adapters that there ever was, and its value is
 	// the time of its last change.
@@ -128,6 +131,11 @@ type sample struct {
 }
 
 func (s *sample) has(m metric) bool { return s.seen&(1<<m) != 0 }
+
+// covers tells whether s has every metric that t has.
+func (s *sample) covers(t *sample) bool {
+	return s.seen&t.seen == t.seen && (t.adapterTime == 0 || s.adapterTime > 0)
+}
 
 // known tells whether the sample has anything that says how loaded an engine
 // is.
@@ -150,6 +158,9 @@ func (s *sample) parse(text []byte, names map[string]metric) {
 		}
 		if len(line) == 0 || line[0] == '#' {
 			continue
+		}
+		if line[0] != 'v' && line[0] != 's' && line[0] != 't' && line[0] != 'e' && line[0] != 'g' {
+			continue // no name begins like this
 		}
 		end := nameEnd(line)
 		if bytes.HasSuffix(line[:end], bucket) {
@@ -176,6 +187,9 @@ func (s *sample) parse(text []byte, names map[string]metric) {
 		if err != nil || math.IsNaN(v) || math.IsInf(v, 0) {
 			continue
 		}
+		if s.prefix == "" {
+			s.prefix = namePrefix(line)
+		}
 		s.take(m, labels, v)
 	}
 	if s.has(cachedTokensOld) && !s.has(cachedTokens) { // some versions export both
@@ -183,14 +197,18 @@ func (s *sample) parse(text []byte, names map[string]metric) {
 	}
 }
 
-var bucket = []byte("_bucket")
+var bucket, quote = []byte("_bucket"), []byte(`"`)
 
 // nameEnd returns the length of the name that line starts with.
 func nameEnd(line []byte) int {
-	for i, c := range line {
-		if c == '{' || c == ' ' || c == '\t' {
-			return i
-		}
+	if i := bytes.IndexByte(line, '{'); i >= 0 {
+		line = line[:i]
+	}
+	if i := bytes.IndexByte(line, ' '); i >= 0 {
+		line = line[:i]
+	}
+	if i := bytes.IndexByte(line, '\t'); i >= 0 {
+		line = line[:i]
 	}
 	return len(line)
 }
@@ -198,6 +216,11 @@ func nameEnd(line []byte) int {
 // labelsEnd returns the index of the brace that ends the labels that start at
 // b[0]: braces inside of values do not count.
 func labelsEnd(b []byte) int {
+	if i := bytes.IndexByte(b, '}'); i < 0 {
+		return -1
+	} else if bytes.IndexByte(b[:i], '\\') < 0 && bytes.Count(b[:i], quote)%2 == 0 {
+		return i // outside of any value
+	}
 	quoted := false
 	for i := 1; i < len(b); i++ {
 		switch {

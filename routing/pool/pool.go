@@ -92,6 +92,8 @@ type member struct {
 	stop       context.CancelFunc
 	// initial: Probed waits for it. gone: it is no longer in the pool.
 	initial, gone bool
+	// readSoon asks for a read of the metrics without waiting for the next.
+	readSoon chan struct{}
 	// endpoint is the member in the last snapshot, nil if it has changed since.
 	endpoint *Endpoint
 }
@@ -163,8 +165,8 @@ func (p *Pool) watchMember(ctx context.Context, wg *sync.WaitGroup, m *member) {
 	first := time.Duration(p.rand.Int64N(int64(p.cfg.Health.Interval) / 4))
 	seed := p.rand.Uint64()
 	wg.Go(func() { p.watch(ctx, m, first, rand.New(rand.NewPCG(seed, 1))) })
-	if url := p.metricsURL(m.spec); url != "" {
-		wg.Go(func() { p.follow(ctx, m, url, first, rand.New(rand.NewPCG(seed, 2))) })
+	if u := p.metricsURL(m.spec); u != nil {
+		wg.Go(func() { p.follow(ctx, m, u, first, rand.New(rand.NewPCG(seed, 2))) })
 	}
 }
 
@@ -227,6 +229,7 @@ func (p *Pool) admit(l claim, predecessor *member) *member {
 		p.nextID++
 	}
 	m.state.changed, p.changes = p.changes.of(m.id)
+	m.state.wake, m.readSoon = make(chan struct{}, 1), make(chan struct{}, 1)
 	p.admitted++
 	m.inc = p.admitted
 	if p.at[l.Address]++; p.at[l.Address] == 2 {

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -18,29 +20,50 @@ import (
 // maxModelsBody bounds what is read of an engine's model list.
 const maxModelsBody = 1 << 20
 
-// watch probes one member until ctx ends.
+// watch probes one member until ctx ends. One that has requests in flight is
+// asked four times in the interval whether it is there, by a read of its
+// metrics or, where they tell nothing, by a probe: an engine that hangs must be
+// noticed before many requests wait for it.
 func (p *Pool) watch(ctx context.Context, m *member, first time.Duration, random *rand.Rand) {
 	timer := time.NewTimer(first)
 	defer timer.Stop()
-	interval := p.cfg.Health.Interval
+	probe := p.newProber(m.spec)
+	defer probe.close()
 	readable := p.answersReads(m.spec)
+	var last time.Time
 	for spared := 0; ; {
+		interval := p.cfg.Health.Interval
 		select {
 		case <-ctx.Done():
 			return
+		case <-m.state.wake:
+			select {
+			case m.readSoon <- struct{}{}:
+			default:
+			}
+			if p.wasRead(m, readable, time.Now()) {
+				continue
+			}
+			if wait := interval/busyShare - time.Since(last); wait > 0 {
+				timer.Reset(wait)
+				continue
+			}
 		case <-timer.C:
 		}
-		if readable && spared < maxSpared && p.answering(m, time.Now()) {
+		if spared < maxSpared && m.state.InFlight() == 0 && p.wasRead(m, readable, time.Now()) {
 			spared++
 		} else {
-			spared = 0
-			err := p.probe(ctx, m)
+			spared, last = 0, time.Now()
+			err := p.probe(ctx, m, probe)
 			if ctx.Err() != nil {
 				return
 			}
 			p.record(m, err)
+			if m.state.InFlight() > 0 && !p.wasRead(m, readable, time.Now()) {
+				interval /= busyShare
+			}
 		}
-		timer.Reset(interval - interval/20 + time.Duration(random.Int64N(int64(interval)/10+1)))
+		timer.Reset(together(time.Now(), interval-interval/20+time.Duration(random.Int64N(int64(interval)/10+1))))
 	}
 }
 
@@ -52,18 +75,61 @@ const maxSpared = 3
 // answersReads tells whether a read of the endpoint's metrics is answered by
 // the server that answers its health probe.
 func (p *Pool) answersReads(s Spec) bool {
-	return strings.HasPrefix(p.metricsURL(s), "http://"+s.Address+"/")
+	u := p.metricsURL(s)
+	return u != nil && u.Scheme == "http" && u.Host == s.Address
 }
 
-// answering tells whether the endpoint is ready, has nothing of ours in flight
-// and answered a read of its metrics a moment ago.
-func (p *Pool) answering(m *member, now time.Time) bool {
+// wasRead tells whether the endpoint is ready and answered a read of its metrics
+// a moment ago. readable: the server that answers them is that of its health.
+func (p *Pool) wasRead(m *member, readable bool, now time.Time) bool {
+	if !readable {
+		return false
+	}
 	p.mu.Lock()
 	ready := m.health == HealthReady && m.learned
 	p.mu.Unlock()
 	l := m.state.Load()
-	return ready && m.state.InFlight() == 0 && l != nil && now.Sub(l.At) < 2*p.cfg.Load.Interval
+	return ready && l != nil && now.Sub(l.At) < 2*p.cfg.Load.Interval
 }
+
+// prober asks for an endpoint's health.
+type prober struct {
+	pool    *Pool
+	url     *url.URL
+	asker   *asker // nil: through the client
+	request []byte
+	body    bytes.Buffer
+}
+
+func (p *Pool) newProber(s Spec) *prober {
+	path, query, _ := strings.Cut(p.cfg.Health.Path, "?")
+	u := &url.URL{Scheme: "http", Host: s.Address, Path: path, RawQuery: query}
+	return &prober{pool: p, url: u, asker: p.asker(u), request: getRequest(u)}
+}
+
+func (b *prober) close() { b.asker.close() }
+
+// healthy returns nil if the endpoint answers with status 200 in time.
+func (b *prober) healthy(ctx context.Context) error {
+	b.body.Reset()
+	var status int
+	var err error
+	if timeout := b.pool.cfg.Health.Timeout; b.asker != nil {
+		status, err = b.asker.get(ctx, b.request, timeout, &b.body, maxHealthBody)
+	} else {
+		status, err = b.pool.fetch(ctx, b.url, timeout, &b.body, maxHealthBody)
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("GET %s: %w", b.url, err)
+	case status != http.StatusOK:
+		return statusError{b.url.String(), status}
+	}
+	return nil
+}
+
+// maxHealthBody bounds what is read of an answer to a health probe.
+const maxHealthBody = 64 << 10
 
 // record publishes what a probe said, if it changed anything.
 func (p *Pool) record(m *member, err error) {
@@ -94,10 +160,8 @@ func (p *Pool) record(m *member, err error) {
 
 // probe asks an endpoint whether it is healthy and, as long as its models are
 // unknown, which ones it serves.
-func (p *Pool) probe(ctx context.Context, m *member) error {
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.Health.Timeout)
-	defer cancel()
-	if err := p.get(ctx, "http://"+m.spec.Address+p.cfg.Health.Path, nil); err != nil {
+func (p *Pool) probe(ctx context.Context, m *member, b *prober) error {
+	if err := b.healthy(ctx); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -105,6 +169,11 @@ func (p *Pool) probe(ctx context.Context, m *member) error {
 	learned, named, locate := m.learned, len(m.models) > 0, !m.located && !now.Before(m.locateAt)
 	ask := !learned || m.asksAgain(p.cfg.Health) && !now.Before(m.learnAt)
 	p.mu.Unlock()
+	if !locate && !ask {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Health.Timeout)
+	defer cancel()
 	if locate {
 		p.find(ctx, m)
 	}

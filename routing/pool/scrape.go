@@ -1,12 +1,9 @@
 package pool
 
 import (
-	"bytes"
 	"context"
-	"fmt"
-	"io"
 	"math/rand/v2"
-	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -24,32 +21,53 @@ const (
 	faultUnknownMetrics loadFault = "unknown_metrics"
 )
 
-// metricsURL returns where the endpoint's metrics are, empty if they are not
-// to be read.
-func (p *Pool) metricsURL(s Spec) string {
-	switch {
-	case p.cfg.Load.Interval == 0:
-		return ""
-	case s.Metrics != "":
-		return s.Metrics
-	case p.cfg.Load.Path == "":
-		return ""
+// metricsURL returns where the endpoint's metrics are, nil if they are not to
+// be read.
+func (p *Pool) metricsURL(s Spec) *url.URL {
+	text := s.Metrics
+	if text == "" && p.cfg.Load.Path != "" {
+		text = "http://" + s.Address + p.cfg.Load.Path
 	}
-	return "http://" + s.Address + p.cfg.Load.Path
+	if text == "" || p.cfg.Load.Interval == 0 {
+		return nil
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil // of a source that does not validate
+	}
+	return u
 }
 
 // maxBackOff bounds how rarely an endpoint without readable metrics is asked.
 const maxBackOff = 16
 
+// tick is the grid of times at which endpoints are asked: to wake up costs as
+// much as to ask, so several are asked at a time. It bounds how long requests
+// that come in just then wait.
+const tick = 10 * time.Millisecond
+
+// together returns how long to wait at now so that d has passed on the grid, at
+// most d where that is longer than a tick.
+func together(now time.Time, d time.Duration) time.Duration {
+	if past := time.Duration(now.Add(d).UnixNano()) % tick; d > past {
+		return d - past
+	}
+	return d
+}
+
+// busyShare is how many times as often as an idle endpoint a busy one is asked.
+const busyShare = 4
+
 // follow reads one member's metrics until ctx ends: a busy engine four times
-// in the configured interval, an idle one once, one that tells nothing ever
-// more rarely. What was read stays published and ages; whoever uses it asks
-// [Load.Fresh].
-func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Duration, random *rand.Rand) {
+// in the configured interval, an idle one once and as soon as it gets a request,
+// one that tells nothing ever more rarely. What was read stays published and
+// ages; whoever uses it asks [Load.Fresh].
+func (p *Pool) follow(ctx context.Context, m *member, u *url.URL, first time.Duration, random *rand.Rand) {
 	timer := time.NewTimer(first)
 	defer timer.Stop()
-	meter := Meter{names: p.names, staleAfter: p.cfg.Load.StaleAfter}
-	known := false
+	r := p.newReader(u)
+	defer r.close()
+	known, last := false, time.Time{}
 	failures, told := 0, true
 	same := p.answersReads(m.spec)
 	for {
@@ -57,8 +75,14 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+		case <-m.readSoon:
+			if wait := p.cfg.Load.Interval/busyShare - time.Since(last); wait > 0 {
+				timer.Reset(wait)
+				continue
+			}
 		}
-		l, fault, err := p.read(ctx, url, &meter, m.state)
+		last = time.Now()
+		l, fault, err := r.read(ctx, m.state)
 		if ctx.Err() != nil {
 			return
 		}
@@ -74,7 +98,7 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 			if told {
 				p.log.Warn("an engine's load cannot be read; strategies that need it do without", "endpoint", m.spec.Name, "err", err)
 			}
-			meter.Forget()
+			r.meter.Forget()
 			known, told = false, false
 			failures = min(failures+1, maxBackOff)
 			interval *= time.Duration(failures)
@@ -85,43 +109,9 @@ func (p *Pool) follow(ctx context.Context, m *member, url string, first time.Dur
 			}
 			failures, told, known = 0, true, true
 			if l.InFlight > 0 || l.Running+l.Waiting > 0 {
-				interval /= 4
+				interval /= busyShare
 			}
 		}
-		timer.Reset(interval - interval/10 + time.Duration(random.Int64N(int64(interval)/10+1)))
+		timer.Reset(together(time.Now(), interval-interval/10+time.Duration(random.Int64N(int64(interval)/10+1))))
 	}
-}
-
-// read reads url and sets what it says as the load of state.
-func (p *Pool) read(ctx context.Context, url string, m *Meter, state *State) (*Load, loadFault, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.Load.Timeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, faultUnreachable, err
-	}
-	// To inflate costs more than to read it uncompressed from a neighbour.
-	req.Header.Set("Accept-Encoding", "identity")
-	resp, err := p.client.Do(req)
-	if err != nil {
-		return nil, faultUnreachable, err
-	}
-	defer resp.Body.Close()
-	b := p.buffers.Get().(*bytes.Buffer)
-	defer p.buffers.Put(b)
-	b.Reset()
-	if _, err := b.ReadFrom(io.LimitReader(resp.Body, maxMetricsBody+1)); err != nil {
-		return nil, faultUnreachable, fmt.Errorf("GET %s: %w", url, err)
-	}
-	switch {
-	case resp.StatusCode != http.StatusOK:
-		return nil, faultStatus, fmt.Errorf("GET %s: status %d", url, resp.StatusCode)
-	case b.Len() > maxMetricsBody:
-		return nil, faultTooLarge, fmt.Errorf("GET %s: more than %d bytes", url, maxMetricsBody)
-	}
-	l, err := m.Read(time.Now(), b.Bytes(), state)
-	if err != nil {
-		return nil, faultUnknownMetrics, fmt.Errorf("GET %s: %w; set pool.load.path or the endpoint's metrics to where the engine exports them", url, err)
-	}
-	return l, "", nil
 }

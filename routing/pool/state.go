@@ -40,9 +40,12 @@ type State struct {
 	// changed, where it is not nil, counts the changes of what decisions read,
 	// see changes.go. It is raised after the change.
 	changed *atomic.Uint32
-	// 128 bytes are a size class of the allocator whose objects begin on a cache
-	// line; any other size would have the first words lie on two.
-	_ [8]byte
+	// wake, where it is not nil, is told when an idle endpoint gets a request. It
+	// has room for one word.
+	//
+	// With it a state takes 128 bytes, a size class of the allocator whose objects
+	// begin on a cache line; in a smaller one the first words could lie on two.
+	wake chan struct{}
 }
 
 // touch tells that something that decisions read has changed.
@@ -55,9 +58,15 @@ func (s *State) touch() {
 // Reserve counts one more request in flight, with tokens of prefill work
 // ahead of it.
 func (s *State) Reserve(tokens int64) {
-	s.inFlight.Add(1)
+	first := s.inFlight.Add(1) == 1
 	s.prefillTokens.Add(tokens)
 	s.touch()
+	if first && s.wake != nil {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // Release undoes one Reserve. tokens is what is left of its prefill work: 0
