@@ -16,6 +16,7 @@ import (
 	"github.com/warmpath/warmpath/benchmarks/idle"
 	"github.com/warmpath/warmpath/benchmarks/indexops"
 	"github.com/warmpath/warmpath/benchmarks/micro"
+	"github.com/warmpath/warmpath/benchmarks/relays"
 	"github.com/warmpath/warmpath/benchmarks/report"
 	"github.com/warmpath/warmpath/benchmarks/sim"
 	"github.com/warmpath/warmpath/benchmarks/workload"
@@ -36,6 +37,7 @@ func commands() []command {
 		{"compare", "judge one result of sim beside another", report.Compare},
 		{"report", "draw results of sim", report.Report},
 		{"sim", "simulate a fleet and its router in virtual time", sim.Run},
+		{"relay", "measure relays beside the engines' own replay", relays.Run},
 		{"drive", "load the request path and measure what a request costs", drive.Run},
 		{"idle", "measure what a router without requests costs that has many endpoints", idle.Run},
 	}

@@ -1,0 +1,286 @@
+package relays
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/warmpath/warmpath/events"
+	"github.com/warmpath/warmpath/events/relay"
+	"github.com/warmpath/warmpath/kvindex"
+	"github.com/warmpath/warmpath/routing/pool"
+)
+
+var hasher = kvindex.NewHasher(0x5eed)
+
+// side is the event side of a router, or of a relay.
+type side struct {
+	index   *kvindex.Index
+	pool    *pool.Pool
+	manager *events.Manager
+	stop    func() error
+}
+
+func startSide(ctx context.Context, specs []pool.Spec, options ...events.Option) (*side, error) {
+	s := &side{}
+	var err error
+	if s.index, err = kvindex.New(kvindex.Config{}); err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.DiscardHandler)
+	s.pool = pool.New(pool.DefaultConfig(), log, prometheus.NewRegistry(), http.DefaultClient, rand.New(rand.NewPCG(1, 1)))
+	s.pool.Set(specs)
+	cfg := events.DefaultConfig()
+	if s.manager, err = events.New(cfg, s.index, hasher, events.ZMQ(cfg), log, prometheus.NewRegistry(), rand.New(rand.NewPCG(2, 2)), options...); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- s.manager.Run(ctx, s.pool) }()
+	s.stop = func() error {
+		cancel()
+		return <-ended
+	}
+	return s, nil
+}
+
+// exact waits until every publisher is exact and all blocks are held, and
+// returns how long it took.
+func (s *side) exact(ctx context.Context, held int) (time.Duration, error) {
+	begun := time.Now()
+	for {
+		n := 0
+		status := s.manager.Status()
+		for _, st := range status {
+			if st.Trust == kvindex.TrustExact.String() {
+				n++
+			}
+		}
+		if n > 0 && n == len(s.pool.Snapshot().Endpoints) {
+			if got := s.index.Stats().Held; got != held {
+				return 0, fmt.Errorf("exact with %d blocks held, want %d", got, held)
+			}
+			return time.Since(begun), nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%d of %d publishers exact: %w", n, len(status), ctx.Err())
+		}
+	}
+}
+
+// beside runs a relay beside a fake engine and returns where it listens.
+func beside(ctx context.Context, spec pool.Spec) (address string, s *side, stop func() error, err error) {
+	r, err := relay.New(relay.DefaultConfig(), hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(3, 3)), nil)
+	if err != nil {
+		return "", nil, nil, err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, nil, err
+	}
+	serving, stopServing := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(serving, ln) }()
+	if s, err = startSide(ctx, []pool.Spec{spec}, events.WithTaps(r)); err != nil {
+		stopServing()
+		return "", nil, nil, errors.Join(err, <-ended)
+	}
+	return ln.Addr().String(), s, func() error {
+		err := s.stop()
+		stopServing()
+		return errors.Join(err, <-ended)
+	}, nil
+}
+
+// counted is a connection whose received bytes are counted.
+type counted struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// relayed returns the option that has a router fed by relays, counting what it
+// receives.
+func relayed(received *atomic.Int64) (events.Option, error) {
+	dial := func(ctx context.Context, address string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		return counted{c, received}, nil
+	}
+	src, err := relay.NewSource(relay.DefaultRouterConfig(), hasher, false, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(4, 4)), dial)
+	if err != nil {
+		return nil, err
+	}
+	return events.WithRelays(src), nil
+}
+
+// serving asks the index for a prompt a thousand times a second, as decisions
+// do, until the function returned is called, which tells how long that took.
+func serving(ix *kvindex.Index) (stop func() (median, p99 time.Duration)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var took []time.Duration
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		chain := make([]kvindex.BlockHash, 128)
+		rng := rand.New(rand.NewPCG(5, 5))
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		var out []kvindex.Match
+		for {
+			for i := range chain {
+				chain[i] = kvindex.BlockHash(rng.Uint64())
+			}
+			begun := time.Now()
+			out = ix.Match(out[:0], chain, begun, nil)
+			took = append(took, time.Since(begun))
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return func() (time.Duration, time.Duration) {
+		cancel()
+		wg.Wait()
+		slices.Sort(took)
+		return took[len(took)/2], took[len(took)*99/100]
+	}
+}
+
+// Run measures and prints.
+func Run(ctx context.Context, args []string, out *os.File) error {
+	fs := flag.NewFlagSet("relay", flag.ContinueOnError)
+	engines := fs.Int("engines", 100, "engines of the cold start")
+	blocks := fs.Int("blocks", 20_000, "blocks that each of them holds")
+	seconds := fs.Int("seconds", 5, "how long one relay is loaded with 20,000 blocks a second")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, machine())
+	if err := coldStart(ctx, *engines, *blocks, out); err != nil {
+		return err
+	}
+	return load(ctx, *blocks, time.Duration(*seconds)*time.Second, out)
+}
+
+func coldStart(ctx context.Context, n, blocks int, out io.Writer) (err error) {
+	var stops []func() error
+	defer func() {
+		for _, stop := range slices.Backward(stops) {
+			err = errors.Join(err, stop())
+		}
+	}()
+	requests := blocks / (promptBlocks + decodeBlocks)
+	held := n * requests * (promptBlocks + decodeBlocks)
+	own := make([]pool.Spec, n)
+	wire := 0
+	for i := range own {
+		f, err := startFake(ctx, uint64(i))
+		if err != nil {
+			return err
+		}
+		stops = append(stops, f.close)
+		for range requests {
+			f.request(1 << 30)
+		}
+		wire += f.published()
+		own[i] = pool.Spec{
+			Name: fmt.Sprint("e", i), Address: fmt.Sprintf("127.0.0.1:%d", 10_000+i), Models: []string{"m"}, Events: f.pub.Endpoint(), Replay: f.router.Endpoint(),
+		}
+	}
+	fmt.Fprintf(out, "\ncold router, %d engines, %d blocks each (%d in all), prompts of %d blocks and %d decoded blocks behind each\n", n, held/n, held, promptBlocks, decodeBlocks)
+	zmq, err := cold(ctx, own, held)
+	if err != nil {
+		return fmt.Errorf("replay: %w", err)
+	}
+	fmt.Fprintf(out, "  ZMQ replay  exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s\n",
+		zmq.took.Seconds(), zmq.cpu.Seconds(), float64(wire)/1e6, float64(wire)/float64(held), zmq.median, zmq.p99)
+	behind := make([]pool.Spec, n)
+	for i, spec := range own {
+		address, s, stop, err := beside(ctx, spec)
+		if err != nil {
+			return err
+		}
+		stops = append(stops, stop)
+		if _, err := s.exact(ctx, held/n); err != nil {
+			return fmt.Errorf("relay %d: %w", i, err)
+		}
+		behind[i] = pool.Spec{Name: spec.Name, Address: spec.Address, Models: spec.Models, Relay: address}
+	}
+	var received atomic.Int64
+	option, err := relayed(&received)
+	if err != nil {
+		return err
+	}
+	got, err := cold(ctx, behind, held, option)
+	if err != nil {
+		return fmt.Errorf("relays: %w", err)
+	}
+	fmt.Fprintf(out, "  relays      exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s\n",
+		got.took.Seconds(), got.cpu.Seconds(), float64(received.Load())/1e6, float64(received.Load())/float64(held), got.median, got.p99)
+	return nil
+}
+
+// coldFigures are those of one cold start; cpu is that of the whole process,
+// the engines and relays in it included.
+type coldFigures struct{ took, cpu, median, p99 time.Duration }
+
+func cold(ctx context.Context, specs []pool.Spec, held int, options ...events.Option) (c coldFigures, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	runtime.GC()
+	busy := cpuTime()
+	r, err := startSide(ctx, specs, options...)
+	if err != nil {
+		return c, err
+	}
+	stop := serving(r.index)
+	c.took, err = r.exact(ctx, held)
+	c.median, c.p99 = stop()
+	c.cpu = cpuTime() - busy
+	return c, errors.Join(err, r.stop())
+}
+
+// machine says what this runs on, and which commit.
+func machine() string {
+	commit := "unknown"
+	if id, err := exec.Command("git", "rev-parse", "--short=12", "HEAD").Output(); err == nil {
+		commit = strings.TrimSpace(string(id))
+	}
+	load, _ := os.ReadFile("/proc/loadavg")
+	cpu := ""
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(info)) {
+		if name, ok := strings.CutPrefix(line, "model name"); ok {
+			cpu = strings.Trim(name, " \t:\n") + ", "
+			break
+		}
+	}
+	return fmt.Sprintf("%s%d CPUs, %s, commit %s, load before %s", cpu, runtime.NumCPU(), runtime.Version(), commit, strings.TrimSpace(string(load)))
+}
