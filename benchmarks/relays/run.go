@@ -219,8 +219,8 @@ func coldStart(ctx context.Context, n, blocks int, out io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}
-	fmt.Fprintf(out, "  ZMQ replay  exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s\n",
-		zmq.took.Seconds(), zmq.cpu.Seconds(), float64(wire)/1e6, float64(wire)/float64(held), zmq.median, zmq.p99)
+	fmt.Fprintf(out, "  ZMQ replay  exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s, %.0f KB a publisher\n",
+		zmq.took.Seconds(), zmq.cpu.Seconds(), float64(wire)/1e6, float64(wire)/float64(held), zmq.median, zmq.p99, float64(zmq.memory)/1e3)
 	behind := make([]pool.Spec, n)
 	for i, spec := range own {
 		address, s, stop, err := beside(ctx, spec)
@@ -242,19 +242,24 @@ func coldStart(ctx context.Context, n, blocks int, out io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
-	fmt.Fprintf(out, "  relays      exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s\n",
-		got.took.Seconds(), got.cpu.Seconds(), float64(received.Load())/1e6, float64(received.Load())/float64(held), got.median, got.p99)
+	fmt.Fprintf(out, "  relays      exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s, %.0f KB a publisher\n",
+		got.took.Seconds(), got.cpu.Seconds(), float64(received.Load())/1e6, float64(received.Load())/float64(held), got.median, got.p99, float64(got.memory)/1e3)
 	return nil
 }
 
 // coldFigures are those of one cold start; cpu is that of the whole process,
 // the engines and relays in it included.
-type coldFigures struct{ took, cpu, median, p99 time.Duration }
+type coldFigures struct {
+	took, cpu, median, p99 time.Duration
+	// memory is the growth of heap and stacks for each publisher: the router,
+	// its index, and the other ends of its connections.
+	memory int64
+}
 
 func cold(ctx context.Context, specs []pool.Spec, held int, options ...events.Option) (c coldFigures, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	runtime.GC()
+	before := heap()
 	busy := cpuTime()
 	r, err := startSide(ctx, specs, options...)
 	if err != nil {
@@ -264,6 +269,7 @@ func cold(ctx context.Context, specs []pool.Spec, held int, options ...events.Op
 	c.took, err = r.exact(ctx, held)
 	c.median, c.p99 = stop()
 	c.cpu = cpuTime() - busy
+	c.memory = (heap() - before) / int64(len(specs))
 	return c, errors.Join(err, r.stop())
 }
 
