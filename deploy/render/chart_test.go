@@ -200,7 +200,7 @@ func checkConfig(t *testing.T, all []object) string {
 	t.Helper()
 	text, _ := only(t, all, "ConfigMap", "").at("data", "warmpath.yaml").(string)
 	dir := t.TempDir()
-	text = strings.ReplaceAll(text, "/etc/warmpath/", dir+"/")
+	text = strings.ReplaceAll(text, "/etc/warmpath-", dir+"/")
 	file := filepath.Join(dir, "warmpath.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

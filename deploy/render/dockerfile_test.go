@@ -71,7 +71,7 @@ func TestDockerfile(t *testing.T) {
 			t.Errorf("there is nothing to run with in %s: %v", s[1].BaseName, c)
 		}
 	}
-	if from != "build:/out/warmpath /warmpath" || entry != "/warmpath" {
+	if from != "build:/out/warmpath /usr/local/bin/warmpath" || entry != "warmpath" { // in PATH, for kubectl exec
 		t.Errorf("it copies %s and starts %s", from, entry)
 	}
 	pod := object(only(t, release(t, nil), "Deployment", "").at("spec", "template", "spec", "securityContext").(map[string]any))

@@ -49,7 +49,7 @@ func TestVariants_Shape(t *testing.T) {
 func TestVariants_Kinds(t *testing.T) {
 	base := []string{
 		"ConfigMap warmpath", "Deployment warmpath", "HorizontalPodAutoscaler warmpath", "NetworkPolicy warmpath", "NetworkPolicy warmpath-engines",
-		"Pod warmpath-check", "PodDisruptionBudget warmpath", "Role warmpath", "RoleBinding warmpath", "Service warmpath", "ServiceAccount warmpath",
+		"Pod warmpath-doctor", "PodDisruptionBudget warmpath", "Role warmpath", "RoleBinding warmpath", "Service warmpath", "ServiceAccount warmpath",
 	}
 	gateway := []string{"BackendTrafficPolicy warmpath", "ClientTrafficPolicy warmpath", "EnvoyExtensionPolicy warmpath", "HTTPRoute warmpath", "Service warmpath-engines"}
 	want := map[string][]string{
@@ -141,6 +141,10 @@ func TestVariants_SelectorsMeanTheRouter(t *testing.T) {
 			if matches(s, test) {
 				t.Errorf("%s selects the test's pod: %v", who, s)
 			}
+		}
+		// The test's pod reads the engines' events, too.
+		if s := only(t, all, "NetworkPolicy", "warmpath-engines").at("spec", "ingress", 0, "from", 1, "podSelector", "matchLabels"); !matches(s, test) || matches(s, router) {
+			t.Errorf("the engines' policy lets %v in, and the test's pod has %v", s, test)
 		}
 		hpa := only(t, all, "HorizontalPodAutoscaler", "")
 		if hpa.at("spec", "scaleTargetRef", "name") != d.at("metadata", "name") || hpa.at("spec", "minReplicas").(int) < 2 {
@@ -348,7 +352,7 @@ func TestStandalone_Bootstrap(t *testing.T) {
 	}
 	var args []string
 	for _, a := range init["args"].([]any) {
-		args = append(args, strings.NewReplacer("/etc/warmpath/config/warmpath.yaml", config, "/etc/envoy/envoy.yaml", out).Replace(a.(string)))
+		args = append(args, strings.NewReplacer("/etc/warmpath/warmpath.yaml", config, "/etc/envoy/envoy.yaml", out).Replace(a.(string)))
 	}
 	if text, err := run(t, args...); err != nil {
 		t.Fatalf("warmpath %v: %v\n%s", args, err, text)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -280,8 +281,9 @@ func TestOperations_Claims(t *testing.T) {
 		return only(t, release(t, parseValues(t, text)), "Deployment", "").at("spec", "template", "metadata", "annotations", "checksum/config")
 	}
 	base := sum("{}")
-	if sum("config: {routing: {strategy: random}}") != base {
-		t.Error("another strategy starts new pods")
+	const static = "engines: {discovery: none}\nconfig: {pool: {static: {endpoints: [{name: %s, address: \"10.0.0.7:8000\"}]}}}"
+	if sum("config: {routing: {strategy: random}}") != base || sum(fmt.Sprintf(static, "a")) != sum(fmt.Sprintf(static, "b")) {
+		t.Error("a change that the router follows starts new pods")
 	}
 	if sum("config: {log: {level: debug}}") == base || sum("maxBodyBytes: 65536") == base {
 		t.Error("a change that takes a restart starts no new pods")

@@ -77,6 +77,46 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
+{{- /* The files that the configuration names, and itself. */ -}}
+{{- define "warmpath.mounts" -}}
+- {name: config, mountPath: /etc/warmpath, readOnly: true}
+{{- if .Values.tls.existingSecret }}
+- {name: tls, mountPath: /etc/warmpath-tls, readOnly: true}
+{{- end }}
+{{- if .Values.tls.clientCASecret }}
+- {name: client-ca, mountPath: /etc/warmpath-client-ca, readOnly: true}
+{{- end }}
+{{- if .Values.seed.existingSecret }}
+- {name: seed, mountPath: /etc/warmpath-seed, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "warmpath.volumes" -}}
+- name: config
+  configMap: {name: {{ include "warmpath.fullname" . | quote }}}
+{{- with .Values.tls.existingSecret }}
+- name: tls
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- with .Values.tls.clientCASecret }}
+- name: client-ca
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440}
+{{- end }}
+{{- if .Values.seed.existingSecret }}
+- name: seed
+  secret:
+    secretName: {{ .Values.seed.existingSecret | quote }}
+    defaultMode: 0440
+    items: [{key: {{ .Values.seed.key | quote }}, path: seed}]
+{{- end }}
+{{- end -}}
+
+{{- /* Labels of the pod of helm test. They are not those of a router. */ -}}
+{{- define "warmpath.testLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-test" (default .Chart.Name .Values.nameOverride) | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end -}}
+
 {{- define "warmpath.tlsHostname" -}}
 {{- .Values.tls.hostname | default (printf "%s.%s.svc" (include "warmpath.fullname" .) .Release.Namespace) -}}
 {{- end -}}
@@ -147,10 +187,10 @@ The configuration file, once the values go together. What the chart knows from o
 {{- include "warmpath.validate" . -}}
 {{- $extproc := dict "listen" (printf "%s:9002" .Values.listenAddress) "max_body_bytes" (.Values.maxBodyBytes | int64) -}}
 {{- with .Values.tls.existingSecret -}}
-{{- $_ := set $extproc "tls" (dict "cert" "/etc/warmpath/tls/tls.crt" "key" "/etc/warmpath/tls/tls.key") -}}
+{{- $_ := set $extproc "tls" (dict "cert" "/etc/warmpath-tls/tls.crt" "key" "/etc/warmpath-tls/tls.key") -}}
 {{- end -}}
 {{- if and .Values.tls.existingSecret .Values.tls.clientCASecret -}}
-{{- $_ := set $extproc.tls "client_ca" "/etc/warmpath/client-ca/ca.crt" -}}
+{{- $_ := set $extproc.tls "client_ca" "/etc/warmpath-client-ca/ca.crt" -}}
 {{- end -}}
 {{- if eq .Values.attach "original-dst" -}}
 {{- $_ := set $extproc "clear_route_cache" true -}}
@@ -172,7 +212,7 @@ The configuration file, once the values go together. What the chart knows from o
 {{- $_ := set $own "envoy" (dict "listen" (printf "%s:8080" .Values.listenAddress) "admin" "127.0.0.1:9901" "engines" $names) -}}
 {{- end -}}
 {{- with .Values.seed.existingSecret -}}
-{{- $_ := set $own "index" (dict "seed_file" "/etc/warmpath/seed/seed") -}}
+{{- $_ := set $own "index" (dict "seed_file" "/etc/warmpath-seed/seed") -}}
 {{- end -}}
 {{- mergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
 {{- end -}}
