@@ -74,16 +74,25 @@ func statusIn(headers []header) int {
 }
 
 // override returns what to ask of Envoy after the headers of an answer, nothing
-// if none is to be asked. Envoy takes no override if either body is in mode
-// FULL_DUPLEX_STREAMED.
+// if none is to be asked.
+//
+// By then the request is over, so its mode FULL_DUPLEX_STREAMED is left: in that
+// mode Envoy fails open no more once it has a piece of the body (ext_proc.cc,
+// Filter::failureModeAllow), and would cut the answer if we died.
+// Envoy obeys only if the mode comes from the route and the filter is
+// configured for another one.
 func (s *stream) override(ended bool) override {
+	request := s.requestMode
+	if s.duplex() {
+		request = modev3.ProcessingMode_NONE
+	}
 	switch {
-	case ended, s.duplex(), s.responseMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED:
+	case ended, s.responseMode == modev3.ProcessingMode_FULL_DUPLEX_STREAMED:
 		return override{}
 	case s.reader != nil:
-		return keepOpen(s.requestMode, modev3.ProcessingMode_STREAMED)
+		return keepOpen(request, modev3.ProcessingMode_STREAMED)
 	}
-	return keepOpen(s.requestMode, modev3.ProcessingMode_NONE)
+	return keepOpen(request, modev3.ProcessingMode_NONE)
 }
 
 func (s *stream) responseBody(m *message) {

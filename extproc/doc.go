@@ -36,9 +36,11 @@
 //     may change; a model behind the cut stays unknown.
 //   - FULL_DUPLEX_STREAMED: the reply to the headers is withheld until the body
 //     is complete, which is then handed back in pieces. Envoy does not bound
-//     the body, so max_body_bytes does. Envoy takes no mode override then:
-//     response_trailer_mode must be SEND in its configuration, or requests
-//     leave the counts when their answers begin.
+//     the body, so max_body_bytes does. Envoy takes no mode override if the
+//     filter is configured with this mode: then response_trailer_mode must be
+//     SEND, or requests leave the counts when their answers begin, no answer can
+//     be sampled, and running answers are cut when this program dies. It takes
+//     one if the filter is configured for BUFFERED and its routes for this mode.
 //   - NONE, STREAMED, GRPC: Envoy wants the headers' reply before it shows the
 //     body, so the request is decided without its model: use them only in front
 //     of endpoints that all serve the same models.

@@ -41,6 +41,22 @@ func TestFullDuplex(t *testing.T) {
 		eventually(t, "none is in flight at the end", func() bool { return inFlight(t, s) == 0 })
 		faultless(t, s)
 	})
+	// The request leaves the mode when its answer begins, so the answer's body can
+	// be asked for.
+	t.Run("sampled", func(t *testing.T) {
+		s := start(t, func(c *stack.Config) { duplex(c); c.RouterArgs = append(c.RouterArgs, "--extproc.sample_responses=1") })
+		for i := range 4 {
+			complete(t, s, ids(uint64(i), 40))
+		}
+		eventually(t, "an answer is compared, once blocks are known", func() bool {
+			return metric(t, s, "warmpath_extproc_samples_total", map[string]string{"result": "compared"}) > 0
+		})
+		if n := metric(t, s, "warmpath_extproc_samples_total", map[string]string{"result": "cut"}); n != 0 {
+			t.Errorf("%v answers were not seen to their ends", n)
+		}
+		faultless(t, s)
+	})
+	t.Run("kill", func(t *testing.T) { killedWith(t, duplex) })
 	t.Run("drain", func(t *testing.T) { drained(t, duplex) })
 }
 

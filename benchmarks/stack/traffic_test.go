@@ -400,10 +400,13 @@ func drained(t *testing.T, change func(*stack.Config)) {
 	})
 }
 
-// What a kill costs is asked of BUFFERED only: in FULL_DUPLEX_STREAMED Envoy
-// gives up a request whose processor fails once a piece of its body was sent.
 func TestKilledRouterBreaksNoStream(t *testing.T) {
-	s := start(t, slow)
+	killedWith(t, func(*stack.Config) {})
+}
+
+// killedWith kills the router while answers run, and sends requests after it.
+func killedWith(t *testing.T, change func(*stack.Config)) {
+	s := start(t, func(c *stack.Config) { slow(c); change(c) })
 	outlived(t, s, s.Router.Kill)
 	for i := range 5 { // and the next ones go on without it
 		if r := complete(t, s, ids(uint64(i), 4)); r.endpoint() != "" {

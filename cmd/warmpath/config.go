@@ -365,9 +365,6 @@ func (c Config) Warnings() []string {
 	if c.Routing.Strategy == "prefix-cache" && events == 0 && !c.Pool.Discovers() {
 		ws = append(ws, "routing.strategy: prefix-cache, but no endpoint has events, so caches are guessed from what this router sends; set pool.static.endpoints[].events")
 	}
-	if c.Envoy.BodyMode == bodyDuplex && c.ExtProc.SampleResponses > 0 {
-		ws = append(ws, fmt.Sprintf("extproc.sample_responses: %v, but with envoy.body_mode %s Envoy shows no answers, so none is sampled; use envoy.body_mode: %s, or 0", c.ExtProc.SampleResponses, bodyDuplex, bodyBuffered))
-	}
 	return append(ws, c.modelWarnings(len(bases))...)
 }
 

@@ -268,7 +268,6 @@ func TestConfig_Warnings(t *testing.T) {
 				c.Pool.Static.Endpoints[i].Events = ""
 			}
 		}, []string{"routing.strategy: prefix-cache, but no endpoint has events"}},
-		{"no answers to sample", func(c *Config) { c.Envoy.BodyMode, c.ExtProc.SampleResponses = bodyDuplex, 0.1 }, []string{"extproc.sample_responses: 0.1"}},
 		{"two models", func(c *Config) { c.Pool.Static.Endpoints[1].Models = []string{"other"} }, []string{"pool.static.endpoints: 2 base models in one pool: while this router is down Envoy keeps only those requests"}},
 		{"two models and no header", func(c *Config) {
 			c.Pool.Static.Endpoints[1].Models, c.Envoy.ModelHeader = []string{"other"}, ""
