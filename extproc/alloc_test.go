@@ -19,6 +19,7 @@ func TestCodec_Allocations(t *testing.T) {
 	raw := requestMessages(t, chatBody(t, 1000), "/v1/chat/completions")
 	d := destination{first: "10.0.0.1:8000", all: "10.0.0.1:8000,10.0.0.2:8000,10.0.0.3:8000"}
 	o := outcome{strategy: "prefix-cache", reason: "prefix", tokens: "l0", endpoint: d.first, matched: 99}
+	named := legacy{request: "6b0f3c54-6f0e-4d0b-9f5e-2f6f0f8a9b1c", strategy: "prefix-cache", pod: "llama-0", address: d.first}
 	var m message
 	var reply mem.Buffer
 	for name, f := range map[string]func(){
@@ -26,7 +27,8 @@ func TestCodec_Allocations(t *testing.T) {
 		"request_body":     func() { _ = m.decode(raw[1]) },
 		"response_headers": func() { _ = m.decode(raw[2]) },
 		"steer":            func() { reply = steer(toRequestBody, d, nil, true); reply.Free() },
-		"outcome":          func() { reply = responseHeaders(&o, "", keepOpen(2, 0)); reply.Free() },
+		"aibrix":           func() { reply = responseHeaders(&o, &named, "", keepOpen(2, 0)); reply.Free() },
+		"outcome":          func() { reply = responseHeaders(&o, nil, "", keepOpen(2, 0)); reply.Free() },
 	} {
 		if n := testing.AllocsPerRun(200, f); n != 0 {
 			t.Errorf("%s: %v allocations, want none", name, n)

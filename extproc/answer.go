@@ -53,13 +53,17 @@ func (s *stream) responseHeaders(m *message, now time.Time) {
 	if !s.cfg.ResponseHeaders {
 		said = nil
 	}
+	var named *legacy
+	if s.cfg.AIBrixHeaders {
+		named = &legacy{request: s.head.id, strategy: o.strategy, pod: podName(s.answerer), address: o.endpoint}
+	}
 	tested := ""
 	if s.cfg.Conformance {
 		if tested = string(m.served); tested == "" {
 			tested = servedMissing
 		}
 	}
-	s.sendDynamic(responseHeaders(said, tested, s.override(m.eos)))
+	s.sendDynamic(responseHeaders(said, named, tested, s.override(m.eos)))
 }
 
 // statusIn returns the HTTP status, 0 if there is none.

@@ -30,6 +30,10 @@ type Config struct {
 	// ClearRouteCache has Envoy choose the request's route again when its
 	// headers tell the endpoint. Only routes that match on those headers need it.
 	ClearRouteCache bool `yaml:"clear_route_cache" help:"have Envoy choose the route again once target-pod is set, for routes that match on it; not needed otherwise"`
+	// AIBrixHeaders adds the headers that AIBrix's gateway plugin answers with:
+	// request-id, routing-strategy, target-pod and target-pod-ip. They tell
+	// clients the names of pods, so they are off by default.
+	AIBrixHeaders bool `yaml:"aibrix_headers" help:"add the headers of AIBrix's gateway to answers, for clients that read them: request-id, routing-strategy, target-pod (the pod's name) and target-pod-ip (its ip:port)"`
 	// SampleResponses is the share of answers, from 0 to 1, whose bodies are
 	// looked at to compare the engine's report of cached tokens with what was
 	// predicted. It costs a message for every piece of such an answer.

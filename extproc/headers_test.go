@@ -204,3 +204,16 @@ func TestSubset(t *testing.T) {
 		})
 	}
 }
+
+// Endpoints from Kubernetes have their pod's name in theirs, others are called
+// as they are.
+func TestPodName(t *testing.T) {
+	for name, want := range map[string]string{"prod/llama-0:8000": "llama-0", "engine-1": "engine-1", "10.0.0.1:8000": "10.0.0.1:8000"} {
+		if got := podName(&pool.Endpoint{Spec: pool.Spec{Name: name}}); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	if got := podName(nil); got != "" {
+		t.Errorf("none: %q", got)
+	}
+}

@@ -283,11 +283,12 @@ func keepOpen(request, body modev3.ProcessingMode_BodySendMode) override {
 	return override{asked: true, requestBody: request, responseBody: body}
 }
 
-// responseHeaders says what the outcome was, if it is not nil, and what the
-// conformance suite is told, if that is not empty.
-func responseHeaders(o *outcome, tested string, mode override) mem.Buffer {
+// responseHeaders says what the outcome was, in our headers and in AIBrix's,
+// where they are not nil, and what the conformance suite is told, if that is not
+// empty.
+func responseHeaders(o *outcome, named *legacy, tested string, mode override) mem.Buffer {
 	e, from := newReply()
-	if o == nil && tested == "" {
+	if o == nil && named == nil && tested == "" {
 		m := e.open(toResponseHeaders)
 		e.close(e.open(1))
 		e.close(m)
@@ -295,6 +296,9 @@ func responseHeaders(o *outcome, tested string, mode override) mem.Buffer {
 		m := e.openMutation(toResponseHeaders)
 		if tested != "" {
 			e.setHeader(headerTestServed, tested)
+		}
+		if named != nil {
+			e.legacy(named)
 		}
 		if o != nil {
 			e.outcome(o)

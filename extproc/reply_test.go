@@ -56,10 +56,10 @@ func TestReplies_AsTheGeneratedAPI(t *testing.T) {
 			matched: rapid.IntRange(-1, 1<<40).Draw(t, "matched"),
 		}
 		request, body := modev3.ProcessingMode_BodySendMode(modes.Draw(t, "request")), modev3.ProcessingMode_BodySendMode(modes.Draw(t, "body"))
-		checkReply(t, "outcome", genResponseHeaders(o.generated(), nil), dynamic(responseHeaders(&o, "", override{})))
-		checkReply(t, "override", genResponseHeaders(nil, genKeepOpen(request, body)), dynamic(responseHeaders(nil, "", keepOpen(request, body))))
+		checkReply(t, "outcome", genResponseHeaders(o.generated(), nil), dynamic(responseHeaders(&o, nil, "", override{})))
+		checkReply(t, "override", genResponseHeaders(nil, genKeepOpen(request, body)), dynamic(responseHeaders(nil, nil, "", keepOpen(request, body))))
 		checkReply(t, "outcome and override", genResponseHeaders(o.generated(), genKeepOpen(request, body)),
-			dynamic(responseHeaders(&o, "", keepOpen(request, body))))
+			dynamic(responseHeaders(&o, nil, "", keepOpen(request, body))))
 
 		piece, last := []byte(text.Draw(t, "piece")), rapid.Bool().Draw(t, "last")
 		want := genRequestChunks(nil, piece, last)

@@ -295,6 +295,7 @@ func (tr *transcript) command(t *testing.T, m *metrics, d *datadriven.TestData) 
 		}
 		tr.cfg.ResponseHeaders = !d.HasArg("quiet")
 		tr.cfg.Conformance = d.HasArg("conformance")
+		tr.cfg.AIBrixHeaders = d.HasArg("aibrix")
 		tr.cfg.ClearRouteCache = d.HasArg("clear")
 		tr.stream.sampled = d.HasArg("sampled")
 	case "router":

@@ -59,7 +59,13 @@ func TestEveryStrategyByHeader(t *testing.T) {
 func TestAIBrixHeaders(t *testing.T) {
 	s := start(t, func(c *stack.Config) {
 		c.Extra += "routing: {profiles: {spread: {strategy: least-request}, fixed: {strategy: random, locked: true}}}\n"
+		c.RouterArgs = append(c.RouterArgs, "--extproc.aibrix_headers=true")
 	})
+	said := complete(t, s, ids(1, 50), "routing-strategy", "random", "x-request-id", "r-1").header
+	if said.Get("target-pod-ip") != said.Get("x-warmpath-endpoint") || said.Get("target-pod") != engineAt(t, s, said.Get("target-pod-ip")).Name ||
+		said.Get("request-id") == "" || said.Get("routing-strategy") != "random" {
+		t.Errorf("an answer says %v", said)
+	}
 	configure(t, s, func(text string) string {
 		return strings.Replace(text, "{name: engine-0,", "{name: engine-0, labels: {tier: gold},", 1)
 	})
