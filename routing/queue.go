@@ -17,6 +17,9 @@ import (
 
 // QueueConfig bounds the strategy queue.
 type QueueConfig struct {
+	// Strategy places the requests: a name or a weighted blend, not queue itself;
+	// empty: least-request.
+	Strategy string `yaml:"strategy" help:"strategy queue: strategy, or weighted blend, that places its requests on the endpoints with room"`
 	// MaxInFlight is how many requests of this router an endpoint may run at a
 	// time before requests wait. 0: nothing ever waits.
 	MaxInFlight int `yaml:"max_in_flight" help:"strategy queue: requests of this router that an endpoint may run before others wait; 0: none ever waits"`
@@ -28,7 +31,7 @@ type QueueConfig struct {
 
 // DefaultQueueConfig returns the section where nothing is set.
 func DefaultQueueConfig() QueueConfig {
-	return QueueConfig{MaxWaiting: 1024, Deadline: 30 * time.Second}
+	return QueueConfig{Strategy: queuePlacer, MaxWaiting: 1024, Deadline: 30 * time.Second}
 }
 
 // Wait returns how long a decision may take because of the queue.
@@ -39,8 +42,23 @@ func (c QueueConfig) Wait() time.Duration {
 	return c.Deadline
 }
 
+// queuePlacer is the strategy that places requests where none is configured.
+const queuePlacer = "least-request"
+
+// placer returns the strategy that places requests.
+func (c QueueConfig) placer(table map[string]*strategy) (*strategy, error) {
+	s, err := lookUp(table, cmp.Or(c.Strategy, queuePlacer))
+	if err == nil && s.queues {
+		return nil, errors.New("queue cannot place its own requests; use another strategy, for example prefix-cache")
+	}
+	return s, err
+}
+
 func (c QueueConfig) validate() []error {
 	var errs []error
+	if _, err := c.placer(strategyTable()); err != nil {
+		errs = append(errs, fmt.Errorf("queue.strategy: %w", err))
+	}
 	if c.MaxInFlight < 0 || c.MaxInFlight > 1<<20 {
 		errs = append(errs, fmt.Errorf("queue.max_in_flight: %d is out of range; use 1 to %d, or 0 for no limit", c.MaxInFlight, 1<<20))
 	}
@@ -56,20 +74,57 @@ func (c QueueConfig) validate() []error {
 // errQueueOff says why the strategy cannot be configured as it is.
 var errQueueOff = errors.New("queue without routing.queue.max_in_flight lets no request wait; set it to how many requests an endpoint may run at a time")
 
-// strategyQueue is least-request among the endpoints that have room. If none
-// has, the request waits in line and its promise is resolved as endpoints get
-// room: see [Router.Run].
+// strategyQueue is another strategy, routing.queue.strategy, among the endpoints
+// that have room. If none has, the request waits in line and its promise is
+// resolved as endpoints get room: see [Router.Run]. It is placed with the load
+// and the caches of that moment, but tokenized when it arrives.
 //
-// Formula: requests in flight, of endpoints below routing.queue.max_in_flight.
-// The limit is this router's own: requests of other strategies count against
+// Formula: that of the other strategy, of endpoints with fewer requests in
+// flight than routing.queue.max_in_flight. The limit is this router's own: requests of other strategies count against
 // it and are not held back by it, and Envoy's retries may go to an endpoint that
 // had room when the list was made.
 func strategyQueue() strategy {
 	return strategy{
-		name: "queue", doc: "the fewest requests in flight, of the endpoints with room; waits for room, by turns over users, if none has any",
-		formula: "requests in flight", unit: UnitRequests, needs: "own accounting, `routing.queue.max_in_flight`", missing: "–",
+		name: "queue", doc: "what `routing.queue.strategy` chooses, the fewest requests in flight by default, of the endpoints with room; waits for room, by turns over users, if none has any",
+		formula: "that of `routing.queue.strategy`", unit: UnitRequests, needs: "own accounting, `routing.queue.max_in_flight`", missing: "as in `routing.queue.strategy`",
 		cost: costInFlight, reason: ReasonLoad, queues: true,
 	}
+}
+
+// queued is the strategy queue whose requests s places.
+func (s *strategy) queued() *strategy {
+	q := *s
+	q.name, q.queues = "queue", true
+	// Candidates without room are left out before any is weighed.
+	q.alone = false
+	q.seconds = nil
+	return &q
+}
+
+// knownTokens is what was known of a prompt's tokens when its request came: who
+// waits is not tokenized again, least of all under the router's lock.
+type knownTokens struct {
+	tokens []Tokens
+	// reason is why there are none, [ReasonNone] if there are some.
+	reason Reason
+}
+
+// keep copies what a decision has found out about the tokens.
+func (sc *scratch) keep(p *prospect) knownTokens {
+	switch {
+	case !p.matches:
+		return knownTokens{reason: ReasonNoPrompt}
+	case p.tokens.Source == TokensNone:
+		return knownTokens{reason: p.reason}
+	}
+	all := slices.Clone(sc.tokens)
+	for i := range all {
+		all[i].Blocks = slices.Clone(all[i].Blocks)
+		for j := range all[i].Blocks {
+			all[i].Blocks[j].Contents = slices.Clone(all[i].Blocks[j].Contents)
+		}
+	}
+	return knownTokens{tokens: all}
 }
 
 // queue is the requests that wait, and what wakes the loop that serves them.
@@ -145,6 +200,7 @@ func (q *queue) served(waited time.Duration) {
 // withRoom keeps the candidates that may take one more request. The router's
 // lock is held, so that none of them gets one in between.
 func (sc *scratch) withRoom(limit int) bool {
+	sc.unindex() // others move up
 	sc.candidates = slices.DeleteFunc(sc.candidates, func(c Candidate) bool { return !hasRoom(c.Endpoint, limit) })
 	return len(sc.candidates) > 0
 }
@@ -158,13 +214,19 @@ func hasRoom(e *pool.Endpoint, limit int) bool {
 func (r *Router) routeQueued(st *settings, c *Context, sc *scratch, p *prospect) {
 	cfg := st.cfg.Queue
 	w := &waiter{promise: c, model: r.lineOf(c.Request.Model), deadline: c.Request.Arrived.Add(cfg.Deadline)}
+	sc.longest()
+	held := sc.reported > 0
 	r.mu.Lock()
 	if !r.queue.line.waits(w.model) && sc.withRoom(cfg.MaxInFlight) {
+		if sc.longest(); held && sc.reported == 0 {
+			p.reason = ReasonSpill // who holds it has no room
+		}
 		t, turn := r.choose(st, &c.Request, sc, p)
 		r.mu.Unlock()
 		r.resolve(c, sc, &t, turn, p)
 		return
 	}
+	w.known = sc.keep(p)
 	// Before it is in line: nobody else writes it, and whoever resolves the
 	// promise from there on does so after this.
 	c.until = w.deadline
@@ -320,6 +382,9 @@ func (r *Router) tryQueued(st *settings, w *waiter, sc *scratch, now time.Time) 
 	// promise's own request belongs to who waits for it.
 	req := w.promise.Request
 	req.Arrived = now
+	tokens := sc.tokens
+	sc.known = &w.known
+	defer func() { sc.known, sc.tokens = nil, tokens }()
 	p, err := r.prospect(w.promise, st, &req, sc, nil)
 	if err != nil {
 		return outcome{promise: w.promise, err: err}, true
@@ -327,7 +392,8 @@ func (r *Router) tryQueued(st *settings, w *waiter, sc *scratch, now time.Time) 
 	if p.queues && !sc.withRoom(st.cfg.Queue.MaxInFlight) {
 		return outcome{}, false
 	}
-	t, _ := r.choose(st, &req, sc, &p)
+	t, turn := r.choose(st, &req, sc, &p)
+	r.predict(sc, &t, turn)
 	t.Reason = ReasonQueued
 	r.queue.served(now.Sub(w.promise.Request.Arrived))
 	return outcome{promise: w.promise, p: p, target: t}, true

@@ -37,6 +37,7 @@ type waiter struct {
 	promise  *Context
 	model    string
 	deadline time.Time
+	known    knownTokens
 	// leave stops the watch for the request's end.
 	leave func() bool
 }

@@ -2,13 +2,17 @@ package routing
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/warmpath/warmpath/kvindex"
 )
 
 // queueWorld is a router whose queue has these bounds, over n endpoints.
@@ -400,10 +404,103 @@ func TestQueue_FollowsTheConfiguration(t *testing.T) {
 	})
 }
 
+// countingTokenizer tokenizes one way and counts how often it is asked.
+type countingTokenizer struct {
+	ids   []kvindex.TokenID
+	asked int
+}
+
+func (c *countingTokenizer) Tokenize(_ context.Context, q *TokenQuery, dst []Tokens) ([]Tokens, *Error) {
+	c.asked++
+	// What was lent before is used again, as by a tokenizer that keeps memory.
+	known := Tokens{Source: TokensRemote, Count: len(c.ids)}
+	if len(dst) < cap(dst) {
+		known.Blocks = dst[:1][0].Blocks[:0]
+	}
+	for i, size := range q.BlockSizes {
+		var memory []kvindex.ContentHash
+		if i < cap(known.Blocks) {
+			memory = known.Blocks[: i+1 : cap(known.Blocks)][i].Contents[:0]
+		}
+		known.Blocks = append(known.Blocks, TokenBlocks{Size: size, Contents: q.Hasher.AppendContents(memory, c.ids, size)})
+	}
+	return append(dst, known), nil
+}
+
+// The queue places requests by the strategy it is told, among the endpoints
+// with room, and those that waited by what is cached then, without asking the
+// tokenizer again.
+func TestQueue_PlacesByAnotherStrategy(t *testing.T) {
+	for _, placer := range []string{"prefix-cache", "prefix-cache:3,least-request"} {
+		tokenizer := &countingTokenizer{ids: tokens(0, 41)}
+		w := newWorld(t, static(2), tokenizer)
+		cfg := DefaultConfig()
+		cfg.Strategy = "queue"
+		cfg.Queue.Strategy, cfg.Queue.MaxInFlight = placer, 1
+		if err := w.router.Reload(cfg); err != nil {
+			t.Fatal(err)
+		}
+		prompt := func() *Context {
+			c := NewContext(t.Context(), Request{Model: "m", Arrived: now, Prompt: Prompt{Kind: PromptText, Text: "x"}})
+			w.router.Route(c)
+			return c
+		}
+		want := func(c *Context, at, matched int, reason Reason) {
+			t.Helper()
+			got, err := c.Target(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Endpoints[0].Name != fmt.Sprintf("e%d", at) || got.MatchedTokens != matched || got.Reason != reason || got.Strategy != "queue" {
+				t.Errorf("%s: %s with %d tokens, %s by %s, want e%d with %d, %s", placer, got.Endpoints[0].Name, got.MatchedTokens, got.Reason, got.Strategy, at, matched, reason)
+			}
+		}
+		w.hold(0, kvindex.Scope{Model: "m"}, tokens(500, 8)) // both tell their block size
+		w.hold(1, kvindex.Scope{Model: "m"}, tokens(0, 40))
+		home := prompt()
+		found := ReasonPrefix
+		if placer != "prefix-cache" {
+			found = ReasonBlend
+		}
+		want(home, 1, 40, found)
+		other := prompt()
+		want(other, 0, 0, ReasonSpill)
+		waiting := prompt()
+		tokenizer.ids = tokens(900, 41)
+		unlike := prompt() // whose tokens must not become those of who waits
+		if waiting.HasRouted() || unlike.HasRouted() {
+			t.Fatalf("%s: routed without room", placer)
+		}
+		asked := tokenizer.asked
+		home.Finish()
+		other.Finish()
+		w.dispatch(now.Add(time.Second))
+		want(waiting, 1, 40, ReasonQueued)
+		want(unlike, 0, 0, ReasonQueued)
+		if tokenizer.asked != asked {
+			t.Errorf("%s: the tokenizer was asked %d times for those that waited", placer, tokenizer.asked-asked)
+		}
+		waiting.Finish()
+		unlike.Finish()
+		for _, e := range w.pool.Snapshot().Endpoints {
+			wantInFlight(t, e, 0, 0)
+		}
+	}
+}
+
 func TestQueueConfig_Faults(t *testing.T) {
 	errs := QueueConfig{MaxInFlight: -1, MaxWaiting: 1 << 20, Deadline: -time.Second}.validate()
 	if got := fmt.Sprint(errs); len(errs) != 3 {
 		t.Errorf("%d faults, want 3: %s", len(errs), got)
+	}
+	for strategy, want := range map[string]string{
+		"queue": "queue.strategy: queue cannot place its own requests; use another strategy, for example prefix-cache",
+		"nope":  "queue.strategy: \"nope\" is not a strategy",
+	} {
+		c := DefaultQueueConfig()
+		if c.Strategy = strategy; !strings.HasPrefix(fmt.Sprint(errors.Join(c.validate()...)), want) {
+			t.Errorf("%s: %v, want %s", strategy, c.validate(), want)
+		}
 	}
 	if errs := DefaultQueueConfig().validate(); len(errs) > 0 {
 		t.Errorf("the default has faults: %v", errs)

@@ -103,9 +103,12 @@ type scratch struct {
 	inSubset   map[string]struct{}
 	query      TokenQuery
 	tokens     []Tokens
-	blocks     []TokenBlocks
-	contents   []kvindex.ContentHash
-	chain      []kvindex.BlockHash
+	// known is what was found out about the prompt's tokens before, nil if that
+	// is to be done now.
+	known    *knownTokens
+	blocks   []TokenBlocks
+	contents []kvindex.ContentHash
+	chain    []kvindex.BlockHash
 	// chains are the parts of chain: one for each block size of each group of
 	// endpoints that tokenize alike.
 	chains  []chain

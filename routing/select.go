@@ -282,7 +282,7 @@ func (r *Router) observe(e *pool.Endpoint, now time.Time, o pool.Outcome) {
 
 // metricName returns the name of s in metrics.
 func (s *strategy) metricName() string {
-	if s.blend != nil {
+	if s.blend != nil && !s.queues {
 		return blendMetric
 	}
 	return s.name

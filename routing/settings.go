@@ -28,7 +28,11 @@ func newSettings(cfg Config) (*settings, error) {
 		return nil, err
 	}
 	st := &settings{cfg: cfg, table: strategyTable()}
-	var err error
+	placer, err := cfg.Queue.placer(st.table)
+	if err != nil {
+		return nil, err
+	}
+	st.table["queue"] = placer.queued()
 	if st.byDefault, err = lookUp(st.table, cfg.Strategy); err != nil {
 		return nil, err
 	}

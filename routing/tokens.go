@@ -199,6 +199,9 @@ func (r *Router) match(ctx context.Context, req *Request, sc *scratch, scope kvi
 func (r *Router) tokens(ctx context.Context, req *Request, sc *scratch, serving []*pool.Endpoint, sizes []int) Reason {
 	p := &req.Prompt
 	switch {
+	case sc.known != nil:
+		sc.tokens = sc.known.tokens
+		return sc.known.reason
 	case p.Kind == PromptTokens && len(p.Options) > 0:
 		// The ids are cut, or not all of the prompt.
 		return ReasonPromptOptions
