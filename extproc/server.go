@@ -15,9 +15,9 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
 	protobuf "google.golang.org/grpc/encoding/proto"
+	experimental "google.golang.org/grpc/experimental/credentials"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -122,7 +122,9 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protobuf.Name)}),
 	}
 	if s.certificates != nil {
-		options = append(options, grpc.Creds(credentials.NewTLS(s.certificates.server())))
+		// Envoy negotiates no protocol (ALPN) unless it is told to, and Envoy
+		// Gateway does not tell it by a BackendTLSPolicy.
+		options = append(options, grpc.Creds(experimental.NewTLSWithALPNDisabled(s.certificates.server())))
 	}
 	g := grpc.NewServer(options...)
 	g.RegisterService(&service, s)

@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -10,6 +11,7 @@ import (
 	"encoding/pem"
 	"log/slog"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,6 +134,40 @@ func TestServer_MutualTLS(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// unnegotiated is TLS without a negotiation of the protocol, as Envoy speaks it
+// unless it is told otherwise.
+type unnegotiated struct {
+	credentials.TransportCredentials
+	config *tls.Config
+}
+
+func (u unnegotiated) ClientHandshake(ctx context.Context, _ string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn := tls.Client(raw, u.config)
+	err := conn.HandshakeContext(ctx)
+	return conn, credentials.TLSInfo{
+		State: conn.ConnectionState(), CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}, err
+}
+
+func (u unnegotiated) Clone() credentials.TransportCredentials { return u }
+
+func TestServer_TLSWithoutALPN(t *testing.T) {
+	a := newAuthority(t)
+	cfg := testConfig()
+	cfg.TLS = files(t, a, false)
+	p := newPool(t, 1)
+	roots := x509.NewCertPool()
+	roots.AddCert(a.cert)
+	client := &tls.Config{RootCAs: roots, ServerName: "router.test"}
+	r := startWith(t, cfg, toFirst(p), p, unnegotiated{credentials.NewTLS(client), client})
+	if _, err := r.health.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{Service: "liveness"}); err != nil {
+		t.Fatal(err)
+	}
+	if exchange(t, r.open(t), get()).GetRequestHeaders() == nil {
+		t.Error("no reply to headers")
 	}
 }
 
