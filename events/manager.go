@@ -227,7 +227,7 @@ func (m *Manager) start(ctx context.Context, of Subject) error {
 		applier: applier{hasher: m.hasher, model: of.Model, state: of.State, to: w},
 		pauses:  newPauses(m.cfg),
 		status: Status{
-			Endpoint: of.Endpoint, Rank: p.Rank, Events: p.Events, Replay: p.Replay, Relay: p.Relay, Source: sourceEngine,
+			Endpoint: of.Endpoint, Rank: p.Rank, Events: p.Events, Replay: p.Replay, Relay: p.Relay, Source: SourceEngine,
 			Phase: Connecting.String(), Trust: kvindex.TrustSilent.String(), Since: time.Now(),
 		},
 	}

@@ -43,8 +43,8 @@ type FeedStatus struct {
 
 // Sources of a publisher's state, as [Status] has them.
 const (
-	sourceEngine = "engine"
-	sourceRelay  = "relay"
+	SourceEngine = "engine"
+	SourceRelay  = "relay"
 )
 
 // feed keeps a publisher fed by one source at a time until ctx ends: by its
@@ -61,7 +61,7 @@ func (m *Manager) feed(ctx context.Context, s *subscriber, of Subject) {
 	}
 	f := Feed{Subject: of, Writer: s.writer, Fallback: own, Report: s.report}
 	for ctx.Err() == nil {
-		s.source(sourceRelay)
+		s.source(SourceRelay)
 		err := m.relays.Follow(ctx, f)
 		if ctx.Err() != nil {
 			return
@@ -70,7 +70,7 @@ func (m *Manager) feed(ctx context.Context, s *subscriber, of Subject) {
 		s.m.switches.Inc()
 		s.settled()
 		s.startOver()
-		s.source(sourceEngine)
+		s.source(SourceEngine)
 		engine, stop := context.WithCancel(ctx)
 		var wg sync.WaitGroup
 		wg.Go(func() {

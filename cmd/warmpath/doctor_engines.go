@@ -176,7 +176,7 @@ func (d *doctor) checkEvents(r *router) {
 	}
 	for _, e := range r.pool.Snapshot().Endpoints {
 		switch {
-		case e.Topic != "":
+		case e.Topic != "", e.Relay == pool.RelayPush && e.Events == "":
 			d.add(levelSkip, "events", e.Name, "curl http://"+d.cfg.Admin.Listen+"/debug/state", "it connects to the router; its state is at /debug/state there")
 			continue
 		case len(e.Publishers) == 0 && e.Health != pool.HealthFailed:
@@ -184,19 +184,25 @@ func (d *doctor) checkEvents(r *router) {
 			continue
 		}
 		for _, s := range status[e.Name] {
-			rank := ""
+			rank, stream := "", s.Events
 			if len(e.Publishers) > 1 {
 				rank = fmt.Sprintf("rank %d: ", s.Rank)
 			}
+			relayed := s.Source == events.SourceRelay
+			if relayed || stream == "" {
+				stream = "its relay " + s.Relay
+			}
 			switch {
 			case s.Error != "":
-				d.add(levelFail, "events", e.Name, eventsFlag, "%s%s cannot be followed: %s", rank, s.Events, s.Error)
-			case s.Replay == "":
+				d.add(levelFail, "events", e.Name, eventsFlag, "%s%s cannot be followed: %s", rank, stream, s.Error)
+			case s.Replay == "" && !relayed && s.Events != "":
 				d.add(levelWarn, "replay", e.Name, eventsFlag, "%s%s has no replay socket: what is lost cannot be had again", rank, s.Events)
 			case s.Trust == kvindex.TrustExact.String():
-				d.add(levelOK, "events", e.Name, "", "%s%s is followed, and its history is complete", rank, s.Events)
+				d.add(levelOK, "events", e.Name, "", "%s%s is followed, and its history is complete", rank, stream)
+			case relayed || s.Replay == "":
+				d.add(levelWarn, "events", e.Name, "curl http://"+d.cfg.Admin.Listen+"/debug/state", "%s%s is followed, but its history is %s (%s)", rank, stream, s.Trust, s.Phase)
 			default:
-				d.add(levelWarn, "events", e.Name, "nc -vz "+strings.Replace(strings.TrimPrefix(s.Replay, "tcp://"), ":", " ", 1), "%s%s is followed, but its history is %s (%s): the replay socket %s has not answered, or has not got everything", rank, s.Events, s.Trust, s.Phase, s.Replay)
+				d.add(levelWarn, "events", e.Name, "nc -vz "+strings.Replace(strings.TrimPrefix(s.Replay, "tcp://"), ":", " ", 1), "%s%s is followed, but its history is %s (%s): the replay socket %s has not answered, or has not got everything", rank, stream, s.Trust, s.Phase, s.Replay)
 			}
 		}
 	}

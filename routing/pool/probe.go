@@ -141,7 +141,9 @@ func (p *Pool) record(m *member, err error) {
 	health := HealthReady
 	if err != nil {
 		health = HealthFailed
-		m.located = m.spec.Events != EventsAuto // it may come back with other ports
+		m.located = m.spec.Events != EventsAuto          // it may come back with other ports,
+		m.learnAt, m.locateAt = time.Time{}, time.Time{} // or other models
+		m.unlocated = min(m.unlocated, 1)
 		p.metrics.probeFailures.Inc()
 	}
 	if m.health != health {

@@ -2,17 +2,24 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
+
+	"github.com/warmpath/warmpath/kvindex"
 )
 
 // told is a source that says what it is told to.
@@ -275,5 +282,72 @@ func BenchmarkPool_Change(b *testing.B) {
 				p.apply(1, []Change{{changes[n/2].Key, []Listing{l}}})
 			}
 		})
+	}
+}
+
+// answers is a transport where every path but those given is not found.
+type answers map[string]string
+
+func (a answers) RoundTrip(r *http.Request) (*http.Response, error) {
+	body, ok := a[r.URL.Path]
+	status := http.StatusOK
+	if !ok {
+		status = http.StatusNotFound
+	}
+	return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body)), Header: http.Header{}, Request: r}, nil
+}
+
+// An engine that says by a label that it publishes, and not where, is found at
+// the usual ports, with a replay socket only if something listens there.
+func TestPool_GuessesEventStreams(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	guess := []eventSource{{0, "tcp://127.0.0.1:5557", "tcp://" + ln.Addr().String()}, {1, "tcp://127.0.0.1:5558", "tcp://127.0.0.1:1"}}
+	for _, tt := range []struct {
+		name    string
+		answers answers
+		want    []Publisher
+	}{
+		{"it does not say", answers{}, []Publisher{{Rank: 0, Events: guess[0].events, Replay: guess[0].replay}, {Rank: 1, Events: guess[1].events}}},
+		{"it says", answers{"/kv_event_sources": `{"0":{"endpoint":"tcp://*:6000"}}`}, []Publisher{{Events: "tcp://127.0.0.1:6000"}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := still(told{name: "a"})
+			p.client = &http.Client{Transport: tt.answers}
+			p.apply(1, []Change{{"e", []Listing{{Spec: Spec{Name: "e", Address: "127.0.0.1:8000", Events: EventsAuto}, guess: guess}}}})
+			p.find(t.Context(), p.members[0])
+			got := p.Snapshot().Endpoints[0].Publishers
+			for i := range got {
+				got[i].Publisher = kvindex.Publisher{}
+			}
+			if diff := cmp.Diff(tt.want, got, cmpopts.IgnoreFields(Publisher{}, "Publisher")); diff != "" {
+				t.Errorf("publishers (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// An engine that tells of no events is asked ever more rarely, and soon again
+// once it has failed, because another may have taken its place.
+func TestPool_AsksMoreRarelyForEventStreams(t *testing.T) {
+	p := still(told{name: "a"})
+	p.client = &http.Client{Transport: answers{"/health": "", "/v1/models": `{"data":[{"id":"m"}]}`}}
+	p.apply(1, []Change{{"e", []Listing{{Spec: Spec{Name: "e", Address: "127.0.0.1:8000", Events: EventsAuto}}}}})
+	m := p.members[0]
+	var pauses []time.Duration
+	for range 9 {
+		begin := time.Now()
+		p.find(t.Context(), m)
+		pauses = append(pauses, m.locateAt.Sub(begin).Round(time.Second))
+	}
+	if want := []time.Duration{1, 2, 4, 8, 16, 32, 60, 60, 60}; !slices.EqualFunc(pauses, want, func(a, b time.Duration) bool { return a == b*time.Second }) {
+		t.Errorf("it is asked again after %v, want %v seconds", pauses, want)
+	}
+	p.record(m, errors.New("gone"))
+	if !m.locateAt.IsZero() {
+		t.Error("an engine that failed is not asked anew")
 	}
 }
