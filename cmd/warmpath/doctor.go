@@ -14,6 +14,7 @@ import (
 
 	"github.com/warmpath/warmpath/events"
 	"github.com/warmpath/warmpath/kvindex"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // level is how bad a finding is.
@@ -163,6 +164,10 @@ func (d *doctor) checkEngines(ctx context.Context) error {
 		return nil
 	}
 	d.await(failed, r.pool.Probed())
+	// One probe may fail for no reason that lasts.
+	d.until(failed, d.wait, func() bool {
+		return !slices.ContainsFunc(r.pool.Snapshot().Endpoints, func(e *pool.Endpoint) bool { return e.Health == pool.HealthFailed || e.Health == pool.HealthUnknown })
+	})
 	d.checkEndpoints(r)
 	d.step("waiting for the event streams, %s at most", d.wait)
 	d.await(failed, r.events.Ready())

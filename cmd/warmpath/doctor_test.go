@@ -111,7 +111,7 @@ func examine(t *testing.T, config string, args ...string) (code int, found []str
 
 func TestDoctor_FindsPlantedFaults(t *testing.T) {
 	static := func(endpoints ...string) string {
-		return "pool: {health: {interval: 50ms}, load: {interval: 50ms}, static: {endpoints: [" + strings.Join(endpoints, ", ") + "]}}\n"
+		return "pool: {health: {interval: 50ms, timeout: 5s}, load: {interval: 50ms}, static: {endpoints: [" + strings.Join(endpoints, ", ") + "]}}\n"
 	}
 	nothing := func(http.ResponseWriter, *http.Request, http.Handler) bool { return false }
 	for _, tt := range []struct {
