@@ -12,6 +12,9 @@ import (
 type Config struct {
 	// Listen is the ip:port on which routers subscribe; empty: none can.
 	Listen string `yaml:"listen" help:"warmpath relay: ip:port on which routers subscribe; empty: none can"`
+	// Endpoint is the ip:port of the engine as routers know it; empty: the
+	// address in the pool is.
+	Endpoint string `yaml:"endpoint" help:"warmpath relay: ip:port of the engine as routers know it, such as $(POD_IP):8000, where the pool has its local address; empty: they are the same"`
 	// ReportTo are routers, host:port, that the relay reports to by itself.
 	ReportTo []string `yaml:"report_to" help:"warmpath relay: host:port of routers' cachestate.listen that the relay reports to by itself; empty: none"`
 	// Window is how long added blocks wait for more of them. Evictions and
@@ -51,6 +54,9 @@ func (c Config) Validate() error {
 		if _, err := netip.ParseAddrPort(c.Listen); err != nil {
 			errs = append(errs, fmt.Errorf("listen: %q is not ip:port; use for example 0.0.0.0:5560", c.Listen))
 		}
+	}
+	if ap, err := netip.ParseAddrPort(c.Endpoint); c.Endpoint != "" && (err != nil || ap.String() != c.Endpoint) {
+		errs = append(errs, fmt.Errorf("endpoint: %q is not ip:port; use the address that routers have in their pool, such as 10.0.0.7:8000", c.Endpoint))
 	}
 	for i, a := range c.ReportTo {
 		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -57,7 +58,7 @@ func New(cfg Config, hasher kvindex.Hasher, log *slog.Logger, reg prometheus.Reg
 
 // Open implements [events.Taps].
 func (r *Relay) Open(of events.Subject, w *kvindex.Writer) events.Tap {
-	id := Identity{Endpoint: of.Address, Rank: of.Publisher.Rank, Model: of.Model, Seed: r.seed}
+	id := Identity{Endpoint: cmp.Or(r.cfg.Endpoint, of.Address), Rank: of.Publisher.Rank, Model: of.Model, Seed: r.seed}
 	f := newFeed(r.cfg, id, r.hasher, w, r.m)
 	r.mu.Lock()
 	r.feeds[id.Rank] = f

@@ -139,7 +139,11 @@ func startRelay(t *testing.T, cfg Config, hasher kvindex.Hasher) (address string
 		address = ln.Addr().String()
 	}
 	e := newSide(t)
-	tap := r.Open(events.Subject{Address: testAddress, Model: "m"}, e.w)
+	own := testAddress
+	if cfg.Endpoint != "" {
+		own = "127.0.0.1:1" // the relay's own way to the engine
+	}
+	tap := r.Open(events.Subject{Address: own, Model: "m"}, e.w)
 	c := chain{kvindex.Scope{Model: "m", BlockSize: 16}, []kvindex.ContentHash{1, 2, 3}}
 	root := hasher.Root(c.scope)
 	tap.Root(root, c.scope)
@@ -255,6 +259,9 @@ func TestSubscribe_TLS(t *testing.T) {
 func TestSubscribe_SeedsMustAgree(t *testing.T) {
 	address := startRelay(t, quickConfig(), testHasher)
 	follow(t, newTestSource(t, quickRouter(), testHasher, false), address).awaitExact(t)
+	named := quickConfig()
+	named.Endpoint = testAddress
+	follow(t, newTestSource(t, quickRouter(), testHasher, false), startRelay(t, named, testHasher)).awaitExact(t)
 	follow(t, newTestSource(t, quickRouter(), kvindex.NewHasher(1), false), address).awaitError(t, "index.seed_file")
 	follow(t, newTestSource(t, quickRouter(), testHasher, true), address).awaitError(t, "index.seed_file")
 	follow(t, newTestSource(t, quickRouter(), testHasher, true), pool.RelayPush).awaitError(t, "index.seed_file")
@@ -348,8 +355,8 @@ func TestConfig_ValidateNamesEveryFault(t *testing.T) {
 	if err := DefaultRouterConfig().Validate(); err != nil {
 		t.Errorf("defaults: %v", err)
 	}
-	bad := Config{Listen: "x", ReportTo: []string{"y"}, Window: -1, LogBytes: 1, TLS: TLSConfig{Cert: "c"}}
-	for _, field := range []string{"listen:", "report_to[0]:", "window:", "log_bytes:", "heartbeat:", "timeout:", "drain_timeout:", "backoff_min:", "tls.cert:"} {
+	bad := Config{Listen: "x", Endpoint: "z", ReportTo: []string{"y"}, Window: -1, LogBytes: 1, TLS: TLSConfig{Cert: "c"}}
+	for _, field := range []string{"listen:", "endpoint:", "report_to[0]:", "window:", "log_bytes:", "heartbeat:", "timeout:", "drain_timeout:", "backoff_min:", "tls.cert:"} {
 		if err := bad.Validate(); err == nil || !strings.Contains(err.Error(), field) {
 			t.Errorf("no fault of %s in %v", field, err)
 		}

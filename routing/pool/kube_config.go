@@ -27,7 +27,10 @@ type KubernetesConfig struct {
 	Events     string `yaml:"events" help:"auto: engines whose pods do not say whether they publish KV events are asked; labeled: only pods that say so are followed"`
 	EventsPort int    `yaml:"events_port" help:"port of the KV events of pods that say that they publish them, where neither pod nor engine tells the port"`
 	ReplayPort int    `yaml:"replay_port" help:"port of their replay socket, if something listens there; 0: none"`
-	Topic      string `yaml:"topic" help:"topic of pods that publish to events.listen, for example kv@{pod}@{model}; {pod}, {namespace}, {ip} and {model} are filled in; empty: pods are dialed"`
+	// RelayPort is where the relays beside the engines listen, if their pods do
+	// not say so; 0: there are none.
+	RelayPort int    `yaml:"relay_port" help:"port of the relays beside the engines, for pods without the annotation warmpath.dev/relay; 0: none"`
+	Topic     string `yaml:"topic" help:"topic of pods that publish to events.listen, for example kv@{pod}@{model}; {pod}, {namespace}, {ip} and {model} are filled in; empty: pods are dialed"`
 }
 
 // The values of [KubernetesConfig].Events, beside EventsAuto.
@@ -160,7 +163,7 @@ func (c KubernetesConfig) Validate() error {
 	for _, f := range [...]struct {
 		field       string
 		value, from int
-	}{{"port", c.Port, 1}, {"events_port", c.EventsPort, 1}, {"replay_port", c.ReplayPort, 0}} {
+	}{{"port", c.Port, 1}, {"events_port", c.EventsPort, 1}, {"replay_port", c.ReplayPort, 0}, {"relay_port", c.RelayPort, 0}} {
 		if c.Enabled() && (f.value < f.from || f.value > 65535) {
 			errs = append(errs, fmt.Errorf("%s: %d is not a port; use %d to 65535", f.field, f.value, f.from))
 		}

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -158,7 +159,7 @@ func (c KubernetesConfig) podListings(pod *corev1.Pod, ports []int, rank int) ([
 		}
 		l.Metrics = t.metrics(pod.Status.PodIP, port)
 		c.publishes(t, &l, i, len(ports))
-		l.Relay = t.relay(pod.Status.PodIP, i)
+		l.Relay = t.relay(pod.Status.PodIP, c.RelayPort, i)
 		out = append(out, l)
 	}
 	return out, errors.Join(t.errs...)
@@ -227,12 +228,15 @@ func (t *teller) metrics(ip string, port int) string {
 }
 
 // relay returns where the relay of the endpoint at the i-th port is: the
-// pod says a port, or that it reports by itself.
-func (t *teller) relay(ip string, i int) string {
-	if _, value := t.said(saysRelay); value == RelayPush {
+// pod says a port, none, or that it reports by itself.
+func (t *teller) relay(ip string, usual, i int) string {
+	switch _, value := t.said(saysRelay); value {
+	case RelayPush:
 		return RelayPush
+	case "none":
+		return ""
 	}
-	port := t.port(saysRelay)
+	port := cmp.Or(t.port(saysRelay), usual)
 	if port == 0 {
 		return ""
 	}

@@ -65,6 +65,16 @@ func TestPodListings(t *testing.T) {
 			l.Withheld = "its pod is drained by warmpath.dev/drain"
 			l.Annotations = map[string]string{"warmpath.dev/drain": "true"}
 		})}},
+		{name: "relay", pod: says("@warmpath.dev/relay", "5561"), config: func(c *KubernetesConfig) { c.RelayPort = 5560 }, want: []Listing{base(func(l *Listing) {
+			l.Relay, l.Annotations = "10.0.0.1:5561", map[string]string{"warmpath.dev/relay": "5561"}
+		})}},
+		{name: "relay where they usually are", config: func(c *KubernetesConfig) { c.RelayPort = 5560 }, want: []Listing{base(func(l *Listing) { l.Relay = "10.0.0.1:5560" })}},
+		{name: "relay that reports", pod: says("@warmpath.dev/relay", "push"), want: []Listing{base(func(l *Listing) {
+			l.Relay, l.Annotations = "push", map[string]string{"warmpath.dev/relay": "push"}
+		})}},
+		{name: "no relay", pod: says("@warmpath.dev/relay", "none"), config: func(c *KubernetesConfig) { c.RelayPort = 5560 }, want: []Listing{base(func(l *Listing) {
+			l.Annotations = map[string]string{"warmpath.dev/relay": "none"}
+		})}},
 		{
 			name: "AIBrix", pod: says("model.aibrix.ai/name", "llama", "model.aibrix.ai/port", "9000", "model.aibrix.ai/metric-port", "9100",
 				"model.aibrix.ai/kv-events-enabled", "true", "model.aibrix.ai/lora-id", "7", "@model.aibrix.ai/config", "{}", "@other", "x"),

@@ -177,6 +177,22 @@ inference_pools: [{{ include "warmpath.fullname" . | quote }}]
 port: {{ first .Values.engines.ports | int }}
 events_port: {{ .Values.engines.events.port | int }}
 replay_port: {{ .Values.engines.events.replayPort | int }}
+{{- if .Values.relay.enabled }}
+relay_port: {{ .Values.relay.port | int }}
+{{- end }}
+{{- end -}}
+
+{{- /* The configuration file of the relays. */ -}}
+{{- define "warmpath.relayConfig" -}}
+{{- $e := .Values.engines.events -}}
+{{- $engine := dict "name" "engine" "address" (printf "127.0.0.1:%d" (first .Values.engines.ports | int)) "events" (printf "tcp://127.0.0.1:%d" (int $e.port)) "ranks" (int $e.ranks) -}}
+{{- if $e.replayPort -}}{{- $_ := set $engine "replay" (printf "tcp://127.0.0.1:%d" (int $e.replayPort)) -}}{{- end -}}
+{{- dict
+      "index" (dict "seed_file" "/etc/warmpath-seed/seed")
+      "relay" (dict "listen" (printf "%s:%d" .Values.listenAddress (int .Values.relay.port)))
+      "admin" (dict "listen" (printf "%s:9091" .Values.listenAddress))
+      "pool" (dict "health" (dict "path" .Values.engines.healthPath) "static" (dict "endpoints" (list $engine)))
+      "log" (dict "format" "json") | toYaml -}}
 {{- end -}}
 
 {{- /*
@@ -217,7 +233,7 @@ The configuration file, once the values go together. What the chart knows from o
 {{- mergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
 {{- end -}}
 
-{{- /* Ports of KV events and of their replay, of every rank, as a YAML list. */ -}}
+{{- /* Ports of KV events and of their replay, of every rank, and of relays, as a YAML list. */ -}}
 {{- define "warmpath.eventPorts" -}}
 {{- $ports := list -}}
 {{- $e := .Values.engines.events -}}
@@ -227,6 +243,12 @@ The configuration file, once the values go together. What the chart knows from o
 {{- end -}}
 {{- if ne (len $ports) (len ($ports | uniq)) -}}
 {{- fail (printf "engines.events.ranks: %d ranks at port %d and up overlap replay at port %d and up; move engines.events.replayPort" (int $e.ranks) (int $e.port) (int $e.replayPort)) -}}
+{{- end -}}
+{{- if .Values.relay.enabled -}}
+{{- if has (int .Values.relay.port) (concat $ports (.Values.engines.ports)) -}}
+{{- fail (printf "relay.port: %d is one of the engines' own ports; use another" (int .Values.relay.port)) -}}
+{{- end -}}
+{{- $ports = append $ports (int .Values.relay.port) -}}
 {{- end -}}
 {{- $last := add (max $e.port $e.replayPort) $e.ranks -1 | int -}}
 {{- if gt $last 65535 -}}
@@ -292,6 +314,12 @@ The configuration file, once the values go together. What the chart knows from o
 {{- end -}}
 {{- if and $v.tls.clientCASecret (not $v.tls.existingSecret) -}}
 {{- $faults = append $faults "tls.clientCASecret: set without tls.existingSecret; the router needs a certificate to ask for one" -}}
+{{- end -}}
+{{- if and $v.relay.enabled (not $v.seed.existingSecret) -}}
+{{- $faults = append $faults "seed.existingSecret: empty, with relay.enabled; relays and routers understand each other's hashes only with the same seed: name a Secret with it" -}}
+{{- end -}}
+{{- if and $v.relay.enabled (gt (len $v.engines.ports) 1) -}}
+{{- $faults = append $faults "engines.ports: several, with relay.enabled; a relay stands beside one engine: set relay.enabled to false" -}}
 {{- end -}}
 {{- if $faults -}}
 {{- fail (printf "\n%s" (join "\n" $faults)) -}}
