@@ -51,6 +51,8 @@ type doctor struct {
 	// model get requests, 0 for none.
 	wait   time.Duration
 	sample int
+	// clusterless: there is no way to the cluster, which has been found.
+	clusterless bool
 
 	findings []finding
 }
@@ -138,6 +140,11 @@ func (d *doctor) checkEngines(ctx context.Context) error {
 	cfg := d.cfg
 	cfg.Events.Listen = "" // the router has it
 	cfg.Routing.Lock = ""  // so that every strategy can be asked
+	if d.clusterless {
+		if cfg.Pool.Kubernetes = (pool.KubernetesConfig{}); len(cfg.Pool.Static.Endpoints) == 0 && !cfg.Pool.Discovers() {
+			return nil
+		}
+	}
 	reg := prometheus.NewRegistry()
 	r, err := build(cfg, newLogger(d.verbose, LogConfig{Level: "warn", Format: "text"}), reg, d.client)
 	if err != nil {
