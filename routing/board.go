@@ -73,7 +73,7 @@ func (r *row) read(e *pool.Endpoint, now, base time.Time) {
 		r.requests += max(0, l.Running+l.Waiting-float64(l.InFlight))
 	}
 	const queue = pool.FieldRequests | pool.FieldLatency
-	if r.fresh&queue == queue && l.Waiting > 0 {
+	if r.fresh&(queue|pool.FieldUnanswered) == queue && l.Waiting > 0 {
 		r.queue = l.Waiting * (l.PrefillSeconds + l.DecodeSeconds) / max(1, l.Running)
 	}
 	if r.fresh&pool.FieldPrefillRate != 0 {

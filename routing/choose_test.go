@@ -82,6 +82,7 @@ func counts(r *Router) (n []int64) {
 func TestRoute_OneNewPrefixNeitherPilesUpNorScatters(t *testing.T) {
 	cfg := DefaultConfig().PrefixCache
 	const prompt = 2048
+	release := min(cfg.Release.Seconds(), cfg.ReleaseSavings*prompt/cfg.PrefillRate)
 	ahead := int64((cfg.Release.Seconds()+prompt/cfg.PrefillRate)/cfg.RequestCost.Seconds()) + 2
 	for _, n := range []int{20, 100, 1000} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -101,7 +102,7 @@ func TestRoute_OneNewPrefixNeitherPilesUpNorScatters(t *testing.T) {
 					used++
 				}
 			}
-			if most := 1 + int(float64(n)*cfg.RequestCost.Seconds()/cfg.Release.Seconds()); used > most {
+			if most := 1 + int(float64(n)*cfg.RequestCost.Seconds()/release); used > most {
 				t.Errorf("%v requests: %d endpoints compute the prefix, want at most %d", got, used, most)
 			}
 			t.Logf("%d requests of one new prefix over 10 endpoints: %v", n, got)
@@ -640,7 +641,8 @@ func TestRoute_SpillsWhenTheHolderIsBusy(t *testing.T) {
 	} else {
 		c.Finish()
 	}
-	holder.Enqueue(now, 600*time.Millisecond)
+	// More than the release, and than prefill under the pressure of that wait.
+	holder.Enqueue(now, 8*time.Second)
 	if _, target, _ := w.route(req); target.Endpoints[0].Name != "e1" || target.Reason != ReasonSpill {
 		t.Errorf("went to %s by %v, want the other by spill", target.Endpoints[0].Name, target.Reason)
 	}

@@ -44,14 +44,18 @@ type PrefixCacheConfig struct {
 	// AffinityFloor is the share of the prompt that an endpoint must hold to
 	// be kept although another is somewhat better.
 	AffinityFloor float64 `yaml:"affinity_floor" help:"share of the prompt, 0 to 1, from which on the endpoint that holds it is kept although another is faster by up to release"`
-	// Release is how much better another must be.
-	Release time.Duration `yaml:"release" help:"time by which another endpoint must be faster to take a prompt from one that holds affinity_floor of it"`
+	// Release is how much better another must be than one that holds the whole
+	// prompt.
+	Release time.Duration `yaml:"release" help:"time by which another endpoint must be faster to take a prompt from one that holds all of it; in proportion for one that holds less, from affinity_floor on"`
 	// ReleaseSavings bounds the release by the prefill time that affinity saves,
 	// as a multiple of it: a chat template's first block ties nothing to an
 	// endpoint.
 	ReleaseSavings float64 `yaml:"release_savings" help:"release is at most this multiple of the time to compute the cached tokens, so that a short common prefix ties nothing to an endpoint"`
-	// EvictionPrice multiplies the prefill time of what a placement evicts.
-	EvictionPrice float64 `yaml:"eviction_price" help:"price of evicting cached blocks, as a multiple of the time to compute them again; 0: none"`
+	// Pressure is the wait at which prefill work counts twice.
+	Pressure time.Duration `yaml:"pressure" help:"where requests lately waited as long as this for their prefill to begin, the work that a request causes counts twice, at twice that wait three times: whoever waits behind it pays for it"`
+	// EvictionPrice multiplies the prefill time of what a placement evicts, for
+	// each Pressure that requests lately waited.
+	EvictionPrice float64 `yaml:"eviction_price" help:"price of evicting cached blocks, as a multiple of the time to compute them again, for each pressure that requests lately waited; 0: none"`
 	// ReuseHorizon is the time within which evicted blocks are wanted again.
 	ReuseHorizon time.Duration `yaml:"reuse_horizon" help:"a cache that is replaced within this time pays the full eviction_price, one that lasts longer pays less"`
 	// InexactFaith is the share of an endpoint's reported blocks that is
@@ -66,16 +70,16 @@ type PrefixCacheConfig struct {
 	RequestCost time.Duration `yaml:"request_cost" help:"what each request in flight adds to the expected time to first token of a new one"`
 }
 
-// DefaultConfig returns the configuration where nothing is set. The floor, the
-// release and the price were found by simulation over public traces; the
-// rates are those of an 8B model on an H100.
+// DefaultConfig returns the configuration where nothing is set. The prices were
+// found by simulation (benchmarks/README.md); the rates are those of an 8B model
+// on an H100.
 func DefaultConfig() Config {
 	return Config{
 		Strategy: "prefix-cache", Fallbacks: 2, Decisions: 256,
 		PrefixCache: PrefixCacheConfig{
-			AffinityFloor: 0.8, Release: 500 * time.Millisecond, ReleaseSavings: 8,
-			EvictionPrice: 3, ReuseHorizon: time.Minute, InexactFaith: 0.8,
-			PrefillRate: 15_000, LoadRate: 150_000, RequestCost: 5 * time.Millisecond,
+			AffinityFloor: 0.5, Release: 2 * time.Second, ReleaseSavings: 8,
+			Pressure: time.Second, EvictionPrice: 1, ReuseHorizon: time.Minute, InexactFaith: 0.8,
+			PrefillRate: 15_000, LoadRate: 150_000, RequestCost: 50 * time.Millisecond,
 		},
 		Queue: DefaultQueueConfig(),
 	}
@@ -128,6 +132,9 @@ func (c PrefixCacheConfig) validate() []error {
 	within("affinity_floor", c.AffinityFloor, 0, 1)
 	within("release_savings", c.ReleaseSavings, 0, 1000)
 	within("inexact_faith", c.InexactFaith, 0, 1)
+	if c.Pressure < time.Millisecond || c.Pressure > time.Hour {
+		errs = append(errs, fmt.Errorf("prefix_cache.pressure: %s is out of range; use 1ms to 1h, and a long time to have no pressure", c.Pressure))
+	}
 	within("eviction_price", c.EvictionPrice, 0, 1000)
 	within("prefill_rate", c.PrefillRate, 1, 1e9)
 	within("load_rate", c.LoadRate, 1, 1e9)

@@ -29,6 +29,7 @@ decisions: 1048576 is out of range; use 0 to 65536
 prefix_cache.affinity_floor: 1.5 is out of range; use 0 to 1
 prefix_cache.release_savings: -1 is out of range; use 0 to 1000
 prefix_cache.inexact_faith: 2 is out of range; use 0 to 1
+prefix_cache.pressure: 0s is out of range; use 1ms to 1h, and a long time to have no pressure
 prefix_cache.eviction_price: NaN is out of range; use 0 to 1000
 prefix_cache.prefill_rate: 0 is out of range; use 1 to 1e+09
 prefix_cache.release: -1ns is out of range; use 0s to 1m0s

@@ -53,6 +53,7 @@ type place struct {
 // drains by itself.
 func (t *Target) release(e *pool.Endpoint, work int64) {
 	e.State.Release(work)
+	e.State.Return(t.turn)
 	e.State.AddContext(-t.context)
 	if t.freed != nil {
 		t.freed()
@@ -182,6 +183,7 @@ func (c *Context) Served(e *pool.Endpoint) bool {
 	}
 	c.target.release(c.held, c.work)
 	e.State.Reserve(c.work)
+	e.State.Send(c.target.turn, c.work)
 	e.State.AddContext(c.target.context)
 	c.target.move(c.held, e, c.Request.Arrived)
 	c.held = e

@@ -139,10 +139,10 @@ func TestStrategies_Formulas(t *testing.T) {
 		// Loaded; a slot is free; all slots are taken; and the work there.
 		{"lora-affinity", []Candidate{
 			busy("a", 2*time.Second, 2, lora(2, "x", "l")), with("b", 0, lora(2, "x")), with("c", 0, lora(1, "x")), with("d", 0, lora(0, "x")),
-		}, func(s *scene) { s.adapter = "l" }, []float64{2.01, .5, 1, .5}},
-		{"lora-affinity", []Candidate{with("a", 2, nil), with("b", 0, lora(1, "x"))}, nil, []float64{.01, 0}},
-		// 2 × 1 s of latency and one of 5 ms a request, over 3.
-		{"least-latency:2,least-request", []Candidate{with("a", 3, latency(1, 0, 0)), with("b", 0, latency(0, 4, 0))}, nil, []float64{2.015 / 3, 8. / 3}},
+		}, func(s *scene) { s.adapter = "l" }, []float64{2.1, .5, 1, .5}},
+		{"lora-affinity", []Candidate{with("a", 2, nil), with("b", 0, lora(1, "x"))}, nil, []float64{.1, 0}},
+		// 2 × 1 s of latency and one of 50 ms a request, over 3.
+		{"least-latency:2,least-request", []Candidate{with("a", 3, latency(1, 0, 0)), with("b", 0, latency(0, 4, 0))}, nil, []float64{2.15 / 3, 8. / 3}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.strategy, func(t *testing.T) {
@@ -185,18 +185,18 @@ func TestPowerOfTwo_ComparesTheTwoDrawn(t *testing.T) {
 }
 
 // prefixCost is the formula of prefix-cache, written down once more.
-func prefixCost(cfg PrefixCacheConfig, prompt, matched, device, expected, trusted, faith, rate, backlog, queue, requests, capacity, computed, churn float64) float64 {
+func prefixCost(cfg PrefixCacheConfig, prompt, matched, device, expected, trusted, faith, rate, backlog, queue, requests, capacity, computed, churn, pressure float64) float64 {
 	believed := faith * trusted
 	cached := believed*matched + faith*(expected-matched)
 	uncached := prompt - cached
-	cost := math.Max(backlog, queue) + requests*cfg.RequestCost.Seconds() + uncached/rate + believed*(matched-device)/cfg.LoadRate
+	cost := math.Max(backlog, queue) + requests*cfg.RequestCost.Seconds() + (1+pressure)*(uncached/rate+believed*(matched-device)/cfg.LoadRate)
 	if capacity > 0 {
 		if over := math.Min(uncached, computed+uncached-capacity); over > 0 {
-			cost += cfg.EvictionPrice * math.Min(1, cfg.ReuseHorizon.Seconds()*churn/capacity) * over / rate
+			cost += pressure * cfg.EvictionPrice * math.Min(1, cfg.ReuseHorizon.Seconds()*churn/capacity) * over / rate
 		}
 	}
 	if cached > 0 && cached >= cfg.AffinityFloor*prompt {
-		cost -= math.Min(cfg.Release.Seconds(), cfg.ReleaseSavings*cached/rate)
+		cost -= math.Min(cfg.Release.Seconds()*cached/prompt, cfg.ReleaseSavings*cached/rate)
 	}
 	return cost
 }
@@ -247,12 +247,18 @@ func TestPrefixCache_AgreesWithTheFormula(t *testing.T) {
 			state.SetLoad(fresh(l))
 			rate, capacity, computed = l.PrefillRate, l.Capacity, math.Max(computed, l.Computed)
 			queue = l.Waiting * .75 / math.Max(1, l.Running)
+			if rapid.Bool().Draw(rt, "told who waits") { // then the backlog is right already
+				l.Has |= pool.FieldUnanswered
+				state.SetLoad(fresh(l))
+				queue = 0
+			}
 			requests += math.Max(0, l.Running+l.Waiting-float64(l.InFlight))
 		}
+		pressure := 10 * share("pressure")
 		want := prefixCost(cfg, float64(prompt), float64(matched), float64(device), float64(expected), trusted, state.Faith(), rate,
-			backlog.Seconds(), queue, requests, capacity, computed, churn)
+			backlog.Seconds(), queue, requests, capacity, computed, churn, pressure)
 		got, _ := weighed(t, "prefix-cache", Request{}, []Candidate{c}, func(s *scene) {
-			s.promptTokens = prompt
+			s.promptTokens, s.pressure = prompt, pressure
 			s.settings.cfg.PrefixCache = cfg
 		})
 		if math.Abs(got[0]-want) > 1e-6*math.Max(1, math.Abs(want)) {
@@ -304,7 +310,7 @@ func TestStrategies_MissingData(t *testing.T) {
 	}
 	// A part of a blend that is missing leaves the others to decide.
 	got, reason := weighed(t, "least-request:1,least-kv-cache:1", Request{}, []Candidate{with("a", 4, nil), with("b", 2, nil)}, nil)
-	if diff := cmp.Diff([]float64{.01, .005}, got, cmpopts.EquateApprox(1e-9, 0)); reason != ReasonMetricMissing || diff != "" {
+	if diff := cmp.Diff([]float64{.1, .05}, got, cmpopts.EquateApprox(1e-9, 0)); reason != ReasonMetricMissing || diff != "" {
 		t.Errorf("a blend with a missing part: %v, costs (-want +got):\n%s", reason, diff)
 	}
 	got, reason = weighed(t, "throughput:1,least-kv-cache:1", Request{}, []Candidate{with("a", 4, nil), with("b", 2, nil)}, nil)

@@ -53,6 +53,7 @@ type Router struct {
 	board  board
 	turn   uint64
 	log    decisionLog
+	waits  waits
 }
 
 // New returns a router. tokenizer may be nil: then only prompts that come as

@@ -51,6 +51,7 @@ func newWorld(tb rapid.TB, pc pool.Config, tokenizer Tokenizer) *world {
 		tb.Fatal(err)
 	}
 	cfg := DefaultConfig()
+	cfg.PrefixCache.RequestCost = 5e6 // 5 ms: less than the prefill of a block
 	cfg.PrefixCache.PrefillRate = 100 // the prompts of tests are short, their prefill is not
 	if w.router, err = New(cfg, w.pool, w.index, tokenizer, w.hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(2, 2))); err != nil {
 		tb.Fatal(err)

@@ -24,6 +24,10 @@ type scene struct {
 	// one may be told as any number above it.
 	limit float64
 
+	// pressure is how long requests lately waited for their prefill to begin, in
+	// multiples of the configured Pressure.
+	pressure float64
+
 	req          *Request
 	settings     *settings
 	adapter      string

@@ -100,6 +100,7 @@ type prospect struct {
 func (r *Router) judge(st *settings, req *Request, sc *scratch, p *prospect, draw uint64) (Reason, int) {
 	sc.scene = scene{req: req, settings: st, adapter: p.adapter, promptTokens: p.promptTokens, rand: r.rand}
 	r.board.begin(&sc.scene, req.Arrived)
+	sc.scene.pressure = r.waits.seconds / st.cfg.PrefixCache.Pressure.Seconds()
 	if p.matches {
 		r.recent.expect(req.Arrived, sc)
 	}
@@ -179,6 +180,9 @@ func (r *Router) choose(st *settings, req *Request, sc *scratch, p *prospect) (T
 		PromptTokens: p.promptTokens, MatchedTokens: won.matched,
 	}
 	r.log.record(sc, &t, p)
+	if !p.counts {
+		r.waits.add(now, sc.scene.wait(&won.row))
+	}
 	r.turn++
 	r.reserve(sc, won, &t)
 	won.Endpoint.State.SetTurn(r.turn)
@@ -204,6 +208,7 @@ func (r *Router) reserve(sc *scratch, won *Candidate, t *Target) {
 	state.Reserve(t.work)
 	state.AddContext(t.context)
 	state.Place(s.now, t.work)
+	state.Send(r.turn, t.work)
 	t.until = state.Enqueue(s.now, t.queued)
 	t.recent, t.turn = &r.recent, r.turn
 	for _, k := range sc.chains {

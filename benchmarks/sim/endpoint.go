@@ -26,7 +26,7 @@ type endpoint struct {
 	// an engine that crashed.
 	due time.Duration
 	// Sums over ended requests, as vLLM's histograms have them, in seconds.
-	ended                   int
+	ended, answered         int
 	queued, prefill, decode float64
 	steps, between          float64
 	// backlog is the work of requests that wait for their first token, in
@@ -81,6 +81,8 @@ func (e *endpoint) appendMetrics(b []byte, now time.Time) []byte {
 	put("vllm:prefix_cache_hits_total", float64(s.CacheHits))
 	put("vllm:generation_tokens_total", float64(s.GenerationTokens))
 	n := float64(e.ended)
+	put("vllm:time_to_first_token_seconds_count", float64(e.answered))
+	put("vllm:request_success_total", n)
 	put("vllm:request_queue_time_seconds_sum", e.queued)
 	put("vllm:request_queue_time_seconds_count", n)
 	put("vllm:request_prefill_time_seconds_sum", e.prefill)

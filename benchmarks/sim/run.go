@@ -225,6 +225,7 @@ func (r *run) endStep(at int) {
 	if len(result.Events) > 0 {
 		r.publish(at, result.Events)
 	}
+	e.answered += len(result.Started)
 	for _, id := range result.Started {
 		i := int(e.requests[id-1])
 		q := &r.requests[i]
@@ -263,7 +264,7 @@ func (r *run) crash(at int) error {
 	}
 	e.core, e.requests, e.due = core, nil, 0
 	e.backlog = 0
-	e.ended, e.queued, e.prefill, e.decode, e.steps, e.between = 0, 0, 0, 0, 0, 0
+	e.ended, e.answered, e.queued, e.prefill, e.decode, e.steps, e.between = 0, 0, 0, 0, 0, 0, 0
 	r.agenda.add(r.now+downtime, comeback, at)
 	r.tellAbsent(at)
 	for i := range r.requests {

@@ -33,6 +33,8 @@ const (
 	FieldLatency
 	// FieldAdapters: Adapters and MaxAdapters.
 	FieldAdapters
+	// FieldUnanswered: Unanswered.
+	FieldUnanswered
 )
 
 // Load is what an engine's own metrics said at one instant, with rates learned
@@ -76,6 +78,15 @@ type Load struct {
 	PromptRate, GenerationRate float64
 	// StepSeconds is the mean time between two tokens of a request.
 	StepSeconds float64
+	// Unanswered is how many requests, of every client of the engine, waited for
+	// their first token.
+	Unanswered float64
+	// Never is how many requests ended without a first token, or began before the
+	// counters: what Unanswered is counted from.
+	Never float64
+	// Alone and WithQueue are what PrefillRate is learned from: sums over ended
+	// requests, and over time in which prompts waited.
+	Alone, WithQueue Work
 	// Adapters are the LoRA adapters that running or waiting requests use,
 	// MaxAdapters how many fit at a time, 0 if unknown.
 	Adapters    []string
@@ -95,6 +106,7 @@ func (l *Load) Fresh(now time.Time) Field {
 const (
 	learnWindow  = 5.0
 	learnScrapes = 5.0
+	rateWindow   = 600.0
 )
 
 // learn moves old towards sample by the weight of n of window measurements.
@@ -141,6 +153,7 @@ func newLoad(at time.Time, s, before *sample, old *Load, inFlight int64) *Load {
 	if s.has(promptTokens) {
 		l.Computed = s.v[promptTokens] - s.v[cachedTokens] + s.v[generationTokens]
 	}
+	l.unanswered(s, before, old)
 	if before != nil && old != nil && at.After(old.At) {
 		l.learn(s, before, old, at.Sub(old.At).Seconds())
 	}
@@ -149,6 +162,26 @@ func newLoad(at time.Time, s, before *sample, old *Load, inFlight int64) *Load {
 		l.Busy = s.v[busyRatio]
 	}
 	return l
+}
+
+// unanswered counts the requests that wait for their first token: those that
+// came, which are the ended, running and waiting ones, without those whose time
+// to first token was taken. Of requests that ended without one, and of counters
+// that do not begin together, an idle engine tells the number.
+func (l *Load) unanswered(s, before *sample, old *Load) {
+	if l.Has&FieldRequests == 0 || !s.has(firstTokens) || !s.has(requestsEnded) {
+		return
+	}
+	here := l.Running + l.Waiting
+	n := s.v[requestsEnded] + here - s.v[firstTokens]
+	if before != nil && old != nil && s.v[firstTokens] >= before.v[firstTokens] {
+		l.Never = old.Never
+	}
+	if here == 0 || n < l.Never {
+		l.Never = n
+	}
+	l.Has |= FieldUnanswered
+	l.Unanswered = max(l.Waiting, min(n-l.Never, here))
 }
 
 // learn fills in what needs two samples, dt seconds apart.
@@ -177,14 +210,9 @@ func (l *Load) learn(s, before *sample, old *Load, dt float64) {
 		l.Busy = learn(old.Busy, busy, first(FieldBusy), dt, learnWindow)
 		l.Has |= FieldBusy
 	}
-	// Prefill times of requests in one batch overlap, so the quotient is at
-	// worst too small: an endpoint looks slower than it is.
+	l.learnPrefill(old, diff(promptTokens)-diff(cachedTokens), diff(prefillSum), diff(prefillCount), dt)
 	if n := diff(prefillCount); n > 0 {
-		uncached, took := diff(promptTokens)-diff(cachedTokens), diff(prefillSum)
-		if uncached >= 64*n && took > 0 { // a handful of tokens measures the step, not the rate
-			l.PrefillRate = learn(old.PrefillRate, uncached/took, first(FieldPrefillRate), 1, learnScrapes)
-			l.Has |= FieldPrefillRate
-		}
+		took := diff(prefillSum)
 		if s.has(decodeSum) && s.has(queueSum) {
 			f := first(FieldLatency)
 			l.QueueSeconds = learn(old.QueueSeconds, mean(diff(queueSum), diff(queueCount)), f, 1, learnScrapes)
@@ -197,6 +225,51 @@ func (l *Load) learn(s, before *sample, old *Load, dt float64) {
 		l.StepSeconds = learn(old.StepSeconds, diff(stepSum)/n, first(FieldStep), 1, learnScrapes)
 		l.Has |= FieldStep
 	}
+}
+
+// learnPrefill learns the prefill rate from how many prompt tokens were computed
+// in dt seconds, and the prefill times of the n requests that ended.
+//
+// There are two ways to see it, each at worst too small, so that the larger one
+// counts. Prefill times of requests in one batch overlap. What is computed
+// between two reads at which prompts waited may have had pauses. Both are
+// quotients of sums: tokens are counted when a prompt is done and times when its
+// answer is, and a mean of quotients would take the least such times for speed.
+func (l *Load) learnPrefill(old *Load, uncached, took, n, dt float64) {
+	keep := math.Exp(-dt / rateWindow)
+	l.Alone = old.Alone.decayed(keep)
+	l.WithQueue = old.WithQueue.decayed(keep)
+	if n > 0 || uncached > 0 {
+		// Every prompt takes a step at least, however short it is.
+		l.Alone.add(uncached, max(took-n*old.StepSeconds, took/4), n)
+	}
+	if old.Unanswered > 0 && l.Unanswered > 0 {
+		l.WithQueue.add(uncached, dt, 1)
+	}
+	rate := 0.0
+	// A handful of tokens a request measures the step, not the rate.
+	if l.Alone.Seconds > 0 && l.Alone.Tokens >= 64*l.Alone.N {
+		rate = l.Alone.Tokens / l.Alone.Seconds
+	}
+	if l.WithQueue.Seconds >= 1 {
+		rate = max(rate, l.WithQueue.Tokens/l.WithQueue.Seconds)
+	}
+	if rate > 0 {
+		l.PrefillRate = rate
+		l.Has |= FieldPrefillRate
+	}
+}
+
+// Work is decaying sums of prompt tokens computed, of the time that took, and of what
+// there was of it.
+type Work struct{ Tokens, Seconds, N float64 }
+
+func (w Work) decayed(keep float64) Work { return Work{keep * w.Tokens, keep * w.Seconds, keep * w.N} }
+
+func (w *Work) add(tokens, seconds, n float64) {
+	w.Tokens += tokens
+	w.Seconds += seconds
+	w.N += n
 }
 
 func mean(sum, n float64) float64 {

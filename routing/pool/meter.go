@@ -42,6 +42,7 @@ func (m *Meter) take(at time.Time, s *sample, state *State) (*Load, error) {
 	l := newLoad(at, s, last, state.Load(), state.InFlight())
 	l.Until = l.At.Add(m.staleAfter)
 	state.SetLoad(l)
+	state.confine(l)
 	s.adapters = nil // they belong to l
 	m.before, m.known = *s, true
 	return l, nil

@@ -35,6 +35,8 @@ const (
 	decodeCount
 	stepSum
 	stepCount
+	firstTokens
+	requestsEnded
 	cacheConfig // labels only
 	adapterInfo // labels only
 	numMetrics
@@ -109,6 +111,9 @@ func metricNames() map[string]metric {
 		"sglang:inter_token_latency_seconds_count":   stepCount,
 		"trtllm_time_per_output_token_seconds_sum":   stepSum,
 		"trtllm_time_per_output_token_seconds_count": stepCount,
+
+		"vllm:time_to_first_token_seconds_count": firstTokens,
+		"vllm:request_success_total":             requestsEnded,
 
 		"vllm:cache_config_info":  cacheConfig,
 		"vllm:lora_requests_info": adapterInfo,

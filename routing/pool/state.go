@@ -34,6 +34,9 @@ type State struct {
 	contextTokens atomic.Int64
 	failures      atomic.Int32
 
+	// queue is the work of the requests in flight.
+	queue queue
+
 	// sizesChanged, where it is not nil, counts the block sizes that became
 	// known of any endpoint of the pool.
 	sizesChanged *atomic.Uint64
@@ -42,10 +45,10 @@ type State struct {
 	changed *atomic.Uint32
 	// wake, where it is not nil, is told when an idle endpoint gets a request. It
 	// has room for one word.
-	//
-	// With it a state takes 128 bytes, a size class of the allocator whose objects
-	// begin on a cache line; in a smaller one the first words could lie on two.
 	wake chan struct{}
+	// 192 bytes are a size class of the allocator whose objects begin on a cache
+	// line; in most other ones the first words could lie on two.
+	_ [32]byte
 }
 
 // touch tells that something that decisions read has changed.

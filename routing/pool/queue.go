@@ -1,0 +1,78 @@
+package pool
+
+import (
+	"math"
+	"slices"
+	"sync"
+	"time"
+)
+
+// queue is the prefill work of the requests in flight, in the order in which
+// they were sent.
+type queue struct {
+	mu   sync.Mutex // guards work
+	work []sent
+}
+
+// sent is one request's work in tokens.
+type sent struct {
+	request uint64
+	tokens  int64
+}
+
+// Send records that a request is sent to the endpoint, with the tokens that it
+// has to compute there. Requests are numbered by the caller.
+func (s *State) Send(request uint64, tokens int64) {
+	s.queue.mu.Lock()
+	s.queue.work = append(s.queue.work, sent{request, tokens})
+	s.queue.mu.Unlock()
+}
+
+// Return forgets a request that ended, or went elsewhere.
+func (s *State) Return(request uint64) {
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	i := slices.IndexFunc(s.queue.work, func(w sent) bool { return w.request == request })
+	if i >= 0 {
+		s.queue.work = slices.Delete(s.queue.work, i, i+1)
+	}
+}
+
+// confine corrects the backlog by what the engine's metrics prove. Engines
+// prefill in order of arrival, so the requests that wait for their first token
+// are those sent last, and the work ahead is theirs. What is done of the oldest
+// one's is not counted: prompts that are long enough to matter take longer than
+// their tokens say, for attention grows with the context.
+func (s *State) confine(l *Load) {
+	const needed = FieldUnanswered | FieldPrefillRate
+	if l.Has&needed != needed || l.PrefillRate <= 0 {
+		return
+	}
+	tokens, ok := s.queue.ahead(l)
+	if !ok {
+		return
+	}
+	seconds := min(tokens/l.PrefillRate, maxBacklog)
+	s.drains.Store(l.At.UnixNano() + int64(seconds*float64(time.Second)))
+	s.touch()
+}
+
+// maxBacklog bounds a backlog in seconds.
+const maxBacklog = 3600
+
+// ahead returns how many tokens the requests without a first token have to
+// compute. Requests of other routers count as much as the mean of this one's;
+// if it has none there, it cannot tell, unless there are none at all.
+func (q *queue) ahead(l *Load) (tokens float64, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.work) == 0 {
+		return 0, l.Unanswered == 0
+	}
+	share := min(1, float64(len(q.work))/max(1, l.Running+l.Waiting))
+	n := min(len(q.work), int(math.Round(l.Unanswered*share)))
+	for _, w := range q.work[len(q.work)-n:] {
+		tokens += float64(w.tokens)
+	}
+	return tokens / share, true
+}

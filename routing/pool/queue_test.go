@@ -1,0 +1,73 @@
+package pool
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+// vllmSays is what an engine says in vLLM's format.
+func vllmSays(running, waiting, ended, first, prompt, cached int, prefill float64) []byte {
+	return fmt.Appendf(nil, `vllm:num_requests_running %d
+vllm:num_requests_waiting %d
+vllm:request_success_total{finished_reason="stop"} %d
+vllm:time_to_first_token_seconds_count %d
+vllm:prompt_tokens_total %d
+vllm:generation_tokens_total 0
+vllm:prefix_cache_hits_total %d
+vllm:request_prefill_time_seconds_sum %g
+vllm:request_prefill_time_seconds_count %d
+`, running, waiting, ended, first, prompt, cached, prefill, ended)
+}
+
+func TestMeter_TellsTheBacklogByWhoWaits(t *testing.T) {
+	at := time.Unix(1000, 0)
+	var s State
+	m := NewMeter(time.Minute)
+	read := func(text []byte) *Load {
+		t.Helper()
+		at = at.Add(time.Second)
+		l, err := m.Read(at, text, &s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	// Seven ended and five got a first token: two failed before.
+	read(vllmSays(0, 0, 7, 5, 0, 0, 0))
+	l := read(vllmSays(0, 0, 17, 15, 10_000, 2000, 8))
+	if l.PrefillRate != 1000 {
+		t.Fatalf("prefill rate %v, want 8000 uncached tokens in 8 s", l.PrefillRate)
+	}
+	for i, tokens := range []int64{500, 4000, 2000, 1000} {
+		s.Reserve(tokens)
+		s.Send(uint64(i), tokens)
+	}
+	// Two of four have their first token: the oldest two.
+	l = read(vllmSays(3, 1, 17, 17, 10_000, 2000, 8))
+	if l.Unanswered != 2 {
+		t.Errorf("%v wait for their first token, want 2", l.Unanswered)
+	}
+	if got := s.Backlog(at); got != 3*time.Second {
+		t.Errorf("backlog %v, want the 3000 tokens of the two sent last", got)
+	}
+	// As many more of another router, which are taken to be alike.
+	// Four of eight wait, half of them ours.
+	read(vllmSays(6, 2, 17, 19, 10_000, 2000, 8))
+	if got := s.Backlog(at); got != 6*time.Second {
+		t.Errorf("backlog %v, want 3000 tokens of ours and as many of others", got)
+	}
+	s.Return(2)
+	l = read(vllmSays(2, 1, 19, 19, 10_000, 2000, 8))
+	if got := s.Backlog(at); l.Unanswered != 1 || got != time.Second {
+		t.Errorf("%v wait, backlog %v: want one with 1000 tokens", l.Unanswered, got)
+	}
+	for _, i := range []uint64{0, 1, 3} {
+		s.Return(i)
+	}
+	s.Enqueue(at, time.Hour) // an estimate gone wrong
+	read(vllmSays(0, 0, 22, 20, 10_000, 2000, 8))
+	if got := s.Backlog(at); got != 0 {
+		t.Errorf("an idle engine has a backlog of %v", got)
+	}
+}
