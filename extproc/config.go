@@ -23,7 +23,7 @@ type Config struct {
 	MaxBodyBytes int `yaml:"max_body_bytes" help:"largest request body, also when unpacked; larger ones get 413; not below Envoy's buffer limit"`
 	// ConcurrentBodyBytes bounds the bytes of large bodies that are received and
 	// decided on at a time; others wait in Envoy, for a short time.
-	ConcurrentBodyBytes int `yaml:"concurrent_body_bytes" help:"bytes of request bodies above 64 KiB that are received and decided on at a time; more wait for their turn in Envoy, for a tenth of a second at most; 0 is 2 MiB for each processor"`
+	ConcurrentBodyBytes int `yaml:"concurrent_body_bytes" help:"bytes of request bodies above 64 KiB that are received and decided on at a time; more wait for their turn in Envoy, for a tenth of a second at most; 0 is 1 MiB for each processor"`
 	// ResponseHeaders adds x-warmpath-* headers to answers, which say what was
 	// decided and why.
 	ResponseHeaders bool `yaml:"response_headers" help:"add x-warmpath-* headers to answers: endpoint, strategy, matched tokens, reason"`

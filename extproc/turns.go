@@ -26,7 +26,7 @@ const (
 	longestWait = 100 * time.Millisecond
 	// bytesPerProcessor is the default bound for each processor: bodies are read
 	// by processors, and more of them at a time are not read faster.
-	bytesPerProcessor = 2 << 20
+	bytesPerProcessor = 1 << 20
 )
 
 // turns bounds the bytes of large bodies that are received and decided on at a
