@@ -121,7 +121,11 @@ proto: peers ## generate the Go code of the cache-state protocol from its .proto
 	.ci/proto '$(PEERS)' events/relay/cachestatepb
 
 .PHONY: bench
-bench: ## run the benchmarks (BENCH=regexp)
+bench: ## simulate the default matrix: routing quality beside other policies and bounds
+	$(GO) run ./benchmarks sim --preset default
+
+.PHONY: microbench
+microbench: ## run the benchmarks of the packages (BENCH=regexp)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
 .PHONY: fuzz

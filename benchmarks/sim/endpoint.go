@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"strconv"
@@ -45,7 +46,7 @@ func (r *run) newCore(i int) (*engine.Core, error) {
 	}
 	return engine.New(engine.Config{
 		Profile: p, BlockSize: workload.BlockTokens, Blocks: r.blocks(), HostBlocks: r.hostBlocks(),
-		TokenBudget: engine.DefaultTokenBudget * max(1, r.pool), MaxSeqs: engine.DefaultMaxSeqs * max(1, r.pool),
+		TokenBudget: engine.DefaultTokenBudget * max(1, r.pool), MaxSeqs: cmp.Or(r.maxSeqs, engine.DefaultMaxSeqs) * max(1, r.pool),
 		MaxModelLen: maxModelLen, Hash: engine.HashXXH3CBOR, OutputSeed: mix(r.seed ^ mix(uint64(i))),
 		Output: func(_ kvindex.TokenID, random uint64) kvindex.TokenID { return kvindex.TokenID(random>>44 | 1) },
 	})

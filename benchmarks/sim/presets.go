@@ -21,6 +21,13 @@ func presets() []preset {
 	const compared = "prefix-cache,least-request,round-robin,consistent-hash,aibrix-prefix,llm-d-blend,llm-d-sticky,mooncake-est-ttft,lmetric,dynamo-cost"
 	return []preset{
 		{
+			"default", "what make bench runs: the conversation trace below and above the knee, three seeds",
+			[]string{
+				"--trace", conversation, "--load", "0.7,0.9,1.1,1.3", "--seeds", "3",
+				"--strategies", "prefix-cache,least-request,aibrix-prefix,llm-d-blend,llm-d-sticky,mooncake-est-ttft,lmetric",
+			},
+		},
+		{
 			"conversation", "the conversation trace below and above the knee, 8 endpoints",
 			[]string{"--trace", conversation, "--load", "0.5,0.7,0.9,1.1,1.3", "--strategies", compared},
 		},

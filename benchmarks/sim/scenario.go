@@ -50,6 +50,8 @@ type Scenario struct {
 
 	// pool is how many engines one stands for, 0 for itself.
 	pool int
+	// maxSeqs, if not 0, bounds the sequences that an engine runs at a time.
+	maxSeqs int
 }
 
 // Defaults of [Scenario].
