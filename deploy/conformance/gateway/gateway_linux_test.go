@@ -33,8 +33,13 @@ import (
 // Every manifest passes the API server: schema, CEL rules, and no field that is
 // unknown to it.
 func TestManifestsAreValid(t *testing.T) {
-	c, _ := cluster.Of(t, shared)
+	c, own := cluster.Of(t, shared)
 	installCRDs(t, c)
+	// In a namespace of its own no other object of the same name, from another
+	// test, forbids a change.
+	validate := func(text []byte) error {
+		return c.Validate(bounded(t), own, bytes.ReplaceAll(text, []byte(`namespace: "default"`), []byte("namespace: "+own)))
+	}
 	ways, err := os.ReadDir(manifests)
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +50,10 @@ func TestManifestsAreValid(t *testing.T) {
 	for _, way := range ways {
 		t.Run(way.Name(), func(t *testing.T) {
 			each(t, filepath.Join(manifests, way.Name()), func(file string, text []byte) {
-				if err := c.Validate(bounded(t), metav1.NamespaceDefault, text); err != nil {
+				if !bytes.Contains(text, []byte(`namespace: "default"`)) {
+					t.Errorf("%s is for another namespace", file)
+				}
+				if err := validate(text); err != nil {
 					t.Errorf("%s: %v", file, err)
 				}
 			})
@@ -56,7 +64,7 @@ func TestManifestsAreValid(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = c.Validate(bounded(t), metav1.NamespaceDefault, bytes.Replace(text, []byte("failOpen:"), []byte("failOpenn:"), 1))
+		err = validate(bytes.Replace(text, []byte("failOpen:"), []byte("failOpenn:"), 1))
 		if err == nil || !strings.Contains(err.Error(), "failOpenn") {
 			t.Errorf("it is refused with %v", err)
 		}
@@ -121,6 +129,7 @@ func TestEnvoyGatewayAsController(t *testing.T) {
 	// Late, because it waits for the end of Envoy's first minute.
 	t.Run("router frozen", func(t *testing.T) { w.frozen(t, p.began) })
 	t.Run("router comes and goes", func(t *testing.T) { w.withoutRouter(t) })
+	t.Run("TLS to the router", func(t *testing.T) { w.encrypted(t, c) })
 }
 
 // applyGateway makes the Gateway that the manifests attach to. It returns its
@@ -208,7 +217,7 @@ func plural(kind string) string {
 func (w *world) verdicts(t *testing.T, kind, resource, name string, want ...string) {
 	t.Helper()
 	of := schema.GroupVersionResource{Group: "gateway.envoyproxy.io", Version: "v1alpha1", Resource: resource}
-	if kind == "Gateway" || kind == "HTTPRoute" {
+	if kind == "Gateway" || kind == "HTTPRoute" || kind == "BackendTLSPolicy" {
 		of.Group, of.Version = "gateway.networking.k8s.io", "v1"
 	}
 	eventually(t, fmt.Sprintf("%s %s is %v", kind, name, want), func() error {
