@@ -54,6 +54,7 @@ func TestVariants_Kinds(t *testing.T) {
 	gateway := []string{"BackendTrafficPolicy warmpath", "ClientTrafficPolicy warmpath", "EnvoyExtensionPolicy warmpath", "HTTPRoute warmpath", "Service warmpath-engines"}
 	want := map[string][]string{
 		"envoy-gateway":  slices.Concat(base, gateway),
+		"engine-ports":   slices.Concat(base, gateway),
 		"original-dst":   slices.Concat(base, gateway, []string{"EnvoyPatchPolicy warmpath"}),
 		"inference-pool": slices.Concat(base, []string{"HTTPRoute warmpath", "InferencePool warmpath"}),
 		"standalone":     slices.Concat(base, []string{"Service warmpath-engines", "Service warmpath-gateway"}),
@@ -398,7 +399,7 @@ func TestNotes(t *testing.T) {
 		if warned := strings.Contains(notes, "WARNING"); warned != (name == "unguarded") {
 			t.Errorf("%s: a warning: %v\n%s", name, warned, notes)
 		}
-		if guarded := strings.Contains(notes, "ports 5557, 5558 of the engines"); guarded == (name == "unguarded") {
+		if guarded := strings.Contains(notes, "lets only the router reach ports 5557, "); guarded == (name == "unguarded") {
 			t.Errorf("%s:\n%s", name, notes)
 		}
 	}

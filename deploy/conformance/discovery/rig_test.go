@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/warmpath/warmpath/benchmarks/stack"
 	"github.com/warmpath/warmpath/deploy/conformance/cluster"
@@ -52,6 +53,28 @@ func readOnly() []rbacv1.PolicyRule {
 	}
 }
 
+// chartRules are what the Helm chart's Roles allow a router that is configured
+// like this, read from the manifests that it renders.
+func chartRules(t *testing.T, cfg pool.KubernetesConfig) []rbacv1.PolicyRule {
+	t.Helper()
+	var rules []rbacv1.PolicyRule
+	for variant, asked := range map[string]bool{"envoy-gateway": cfg.PodSelector != "", "engine-ports": len(cfg.Services) > 0, "inference-pool": len(cfg.InferencePools) > 0} {
+		if !asked {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join("../../manifests", variant, "role.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var role rbacv1.Role
+		if err := yaml.UnmarshalStrict(text, &role); err != nil || len(role.Rules) == 0 {
+			t.Fatalf("%s: %v: %v", variant, role, err)
+		}
+		rules = append(rules, role.Rules...)
+	}
+	return rules
+}
+
 // rig is a router, without its ext_proc server, that finds its endpoints in
 // the cluster with an identity that may only read, through a proxy.
 type rig struct {
@@ -68,11 +91,14 @@ type rig struct {
 	router    *routing.Router
 }
 
-// newRig runs a router until the test ends. addresses, which may be nil, translates the addresses that the cluster
+// newRig runs a router until the test ends, with the permissions that the chart
+// would give it. addresses, which may be nil, translates the addresses that the cluster
 // has into those that are dialed.
 func newRig(t *testing.T, c *cluster.Cluster, namespace string, addresses func(string) string, change func(*pool.KubernetesConfig)) *rig {
 	t.Helper()
-	return newRigAs(t, c, namespace, readOnly(), addresses, change)
+	asked := pool.DefaultConfig().Kubernetes
+	change(&asked)
+	return newRigAs(t, c, namespace, chartRules(t, asked), addresses, change)
 }
 
 // newRigAs is newRig with an identity that may do what rules say.
