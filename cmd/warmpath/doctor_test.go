@@ -120,6 +120,8 @@ func TestDoctor_FindsPlantedFaults(t *testing.T) {
 		config func(t *testing.T, e *server.Server) string
 		args   []string
 		code   int
+		// patient: nothing is waited for in vain.
+		patient bool
 		// want are patterns of findings, never of what must not be found.
 		want, never []string
 	}{
@@ -148,7 +150,7 @@ func TestDoctor_FindsPlantedFaults(t *testing.T) {
 			want: []string{"^warn configuration .*replay", "^warn replay a: .* → start vLLM with --kv-events-config", "^ok prediction"}, never: []string{"^FAIL"},
 		},
 		{
-			name: "warnings are strict", code: exitFault, args: []string{"--strict"}, config: func(_ *testing.T, e *server.Server) string {
+			name: "warnings are strict", patient: true, code: exitFault, args: []string{"--strict"}, config: func(_ *testing.T, e *server.Server) string {
 				return static(fmt.Sprintf("{name: a, address: %q, models: [m], events: %q}", e.Addr(), e.EventsEndpoint()))
 			},
 			want: []string{"^warn replay"}, never: []string{"^FAIL"},
@@ -209,7 +211,7 @@ func TestDoctor_FindsPlantedFaults(t *testing.T) {
 			want: []string{"^FAIL event flow a: its events come, but nothing of the prompt .* different tokens"},
 		},
 		{
-			name: "an engine that fails", code: exitFault, config: func(t *testing.T, e *server.Server) string {
+			name: "an engine that fails", patient: true, code: exitFault, config: func(t *testing.T, e *server.Server) string {
 				return static(endpointYAML("a", before(t, e, func(w http.ResponseWriter, r *http.Request, _ http.Handler) bool {
 					if r.URL.Path != "/v1/completions" {
 						return false
@@ -221,7 +223,7 @@ func TestDoctor_FindsPlantedFaults(t *testing.T) {
 			want: []string{"^FAIL request a: a completion fails: .*status 500: out of memory"},
 		},
 		{
-			name: "a cache that is not what the events say", code: exitFault, config: func(t *testing.T, e *server.Server) string {
+			name: "a cache that is not what the events say", patient: true, code: exitFault, config: func(t *testing.T, e *server.Server) string {
 				return static(endpointYAML("a", before(t, e, edited(`"cached_tokens":\d+`, `"cached_tokens":0`)), e))
 			},
 			want: []string{"^FAIL prediction a: [1-9][0-9]* of [0-9]+ tokens were predicted to be cached, 0 were"},
@@ -263,7 +265,11 @@ func TestDoctor_FindsPlantedFaults(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			e := startEngine(t, server.Config{})
-			code, found := examine(t, tt.config(t, e), tt.args...)
+			args := tt.args
+			if tt.patient || tt.code == exitOK {
+				args = append([]string{"--wait", "20s"}, args...) // that a busy machine may need
+			}
+			code, found := examine(t, tt.config(t, e), args...)
 			if code != tt.code {
 				t.Errorf("exit code %d, want %d", code, tt.code)
 			}
