@@ -191,7 +191,7 @@ w.yaml:14: envoy.message_timeout: -1s is negative; use 0s for the default`,
 			},
 			want: `WARMPATH_ADMIN_PORT: no such setting; did you mean WARMPATH_ADMIN_LISTEN?
 WARMPATH_EXTPROC_LISTN: no such setting; did you mean WARMPATH_EXTPROC_LISTEN?
-WARMPATH_POOL_STATIC_ENDPOINTS: no such setting; did you mean WARMPATH_TOKENIZER_ENDPOINTS?
+WARMPATH_POOL_STATIC_ENDPOINTS: no such setting; did you mean WARMPATH_RELAY_ENDPOINT?
 WARMPATH_SERVICE_HOST: no such setting
 --extproc.listn: no such setting; did you mean extproc.listen?`,
 		},
