@@ -155,7 +155,7 @@ func (d *doctor) checkEngines(ctx context.Context) error {
 	g, failed := errgroup.WithContext(parts)
 	g.Go(func() error { return r.routing.Run(failed) })
 	g.Go(func() error { return r.pool.Run(failed) })
-	g.Go(func() error { return r.events.Run(failed, r.pool) })
+	g.Go(func() error { return r.follow(failed) })
 	if r.tokenizer != nil {
 		g.Go(func() error { return r.tokenizer.Run(failed) })
 	}

@@ -89,7 +89,7 @@ func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error 
 	g.Go(func() error { return reloads.Run(failed, hup) })
 	g.Go(func() error { return r.routing.Run(failed) })
 	g.Go(func() error { return r.pool.Run(failed) })
-	g.Go(func() error { return r.events.Run(failed, r.pool) })
+	g.Go(func() error { return r.follow(failed) })
 	g.Go(func() error { return r.admin.Run(failed, adminListener) })
 	if r.cachestate != nil {
 		g.Go(func() error { return r.cachestate.Run(failed, cachestateListener) })
@@ -127,6 +127,18 @@ func (r *router) reload(cfg Config) error {
 	}
 	r.pool.Set(cfg.Pool.Static.Endpoints)
 	return nil
+}
+
+// follow follows the events of the pool's endpoints, once they have been listed
+// and probed: only then is it known which there are and where they publish, and
+// the first snapshot that the events see says what their readiness waits for.
+func (r *router) follow(ctx context.Context) error {
+	select {
+	case <-r.pool.Probed():
+		return r.events.Run(ctx, r.pool)
+	case <-ctx.Done():
+		return nil
+	}
 }
 
 // build makes every part, without starting any.

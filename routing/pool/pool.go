@@ -205,8 +205,13 @@ func (p *Pool) probedOne(m *member) {
 	p.waitForLess()
 }
 
+// waitForLess takes one off what Probed waits for. Who waited finds everything
+// in the snapshot.
 func (p *Pool) waitForLess() {
 	if p.waiting--; p.waiting == 0 {
+		if p.dirty {
+			p.publish()
+		}
 		close(p.probed)
 	}
 }

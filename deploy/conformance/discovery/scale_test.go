@@ -15,6 +15,7 @@ import (
 
 	"github.com/warmpath/warmpath/benchmarks/stack"
 	"github.com/warmpath/warmpath/deploy/conformance/cluster"
+	"github.com/warmpath/warmpath/events"
 	"github.com/warmpath/warmpath/kvindex"
 )
 
@@ -41,6 +42,7 @@ func TestThousandPods(t *testing.T) {
 	p := startWarmpath(t, c, namespace)
 	p.awaitReady(t)
 	t.Logf("start to ready: %.2f s, %.2f s of CPU", time.Since(began).Seconds(), p.cpu(t).Seconds())
+	p.checkFollowed(t, pods)
 	p.awaitAll(t, pods)
 	t.Logf("start to all %d endpoints ready and exact: %.2f s", pods, time.Since(began).Seconds())
 
@@ -66,7 +68,7 @@ type warmpath struct {
 	admin string
 }
 
-// startWarmpath builds and starts warmpath serve with the defaults, which finds
+// startWarmpath builds and starts warmpath serve, which finds
 // the pods of a namespace, until the test ends.
 func startWarmpath(t *testing.T, c *cluster.Cluster, namespace string) *warmpath {
 	t.Helper()
@@ -90,7 +92,11 @@ func startWarmpath(t *testing.T, c *cluster.Cluster, namespace string) *warmpath
 		t.Fatal(err)
 	}
 	config := filepath.Join(dir, "warmpath.yaml")
-	text := fmt.Sprintf("extproc: {listen: %q}\nadmin: {listen: %q}\npool: {kubernetes: {kubeconfig: %q, pod_selector: app=engine}}\n", addresses[0], addresses[1], kubeconfig)
+	// A thousand engines share this machine with the router, so that answers are
+	// late. How long is waited for one costs nothing.
+	text := fmt.Sprintf("extproc: {listen: %q}\nadmin: {listen: %q}\nevents: {replay_timeout: 1m}\n"+
+		"pool: {health: {timeout: 1m}, load: {timeout: 30s, stale_after: 1m}, kubernetes: {kubeconfig: %q, pod_selector: app=engine}}\n",
+		addresses[0], addresses[1], kubeconfig)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -141,6 +147,31 @@ func (p *warmpath) await(t *testing.T, what string, check func(context.Context) 
 func (p *warmpath) awaitReady(t *testing.T) {
 	t.Helper()
 	p.await(t, "readiness", func(ctx context.Context) error { return p.get(ctx, "/readyz", nil) })
+}
+
+// checkFollowed demands that n endpoints are ready and that there is a
+// connection to the events of each.
+func (p *warmpath) checkFollowed(t *testing.T, n int) {
+	t.Helper()
+	var st stack.State
+	if err := p.get(t.Context(), "/debug/state", &st); err != nil {
+		t.Fatal(err)
+	}
+	states := map[string]int{}
+	for _, e := range st.Endpoints {
+		state := e.Health
+		for _, p := range e.Publishers {
+			state += " and " + p.Phase
+		}
+		states[state]++
+	}
+	connected := 0
+	for _, p := range []events.Phase{events.Live, events.Replaying, events.Verifying, events.Gap} {
+		connected += states["ready and "+p.String()]
+	}
+	if connected != n {
+		t.Errorf("endpoints when the router says that it is ready: %v, want %d that are ready and connected", states, n)
+	}
 }
 
 // awaitAll waits until n endpoints are ready and their events are followed.
