@@ -109,4 +109,9 @@ func (sc *scene) prefill(r *row) float64 {
 func (sc *scene) requestCost(r *row) float64 { return r.requests * sc.request }
 
 // wait returns how long a new request waits for those before it.
-func (sc *scene) wait(r *row) float64 { return max(sc.backlog(r), r.queue) }
+func (sc *scene) wait(r *row) float64 {
+	if wait := sc.backlog(r); wait > r.queue {
+		return wait
+	}
+	return r.queue
+}

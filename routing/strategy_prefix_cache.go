@@ -55,14 +55,17 @@ func strategyPrefixCache() strategy {
 		seconds: func(*settings) float64 { return 1 },
 		matches: true, alone: true,
 		cost: func(sc *scene, r *row, h *held) float64 {
-			if h.expected == 0 {
-				if least := sc.wait(r) + sc.requestCost(r); least > sc.limit {
-					return least // and more, all of it positive
+			busy, perToken := sc.wait(r)+sc.requestCost(r), sc.prefill(r)
+			if h.expected == 0 { // most endpoints of many: a short way to the same sum
+				prompt := float64(sc.promptTokens)
+				cost := busy + sc.urgent(prompt*perToken)
+				if cost > sc.limit || prompt+r.over <= 0 {
+					return cost
 				}
+				return cost + sc.evictions(r, prompt, perToken)
 			}
-			perToken := sc.prefill(r)
 			uncached, load, affinity := sc.saved(r, h, perToken)
-			return sc.wait(r) + sc.requestCost(r) + sc.urgent(uncached*perToken) + sc.urgent(load) + sc.evictions(r, uncached, perToken) - affinity
+			return busy + sc.urgent(uncached*perToken) + sc.urgent(load) + sc.evictions(r, uncached, perToken) - affinity
 		},
 		terms: func(sc *scene, c *Candidate, dst []Term) []Term {
 			r, perToken := &c.row, sc.prefill(&c.row)
@@ -98,9 +101,17 @@ func (sc *scene) urgent(work float64) float64 { return work * (1 + sc.pressure) 
 // evictions returns the price of what an endpoint has to evict for uncached
 // tokens.
 func (sc *scene) evictions(r *row, uncached, perToken float64) float64 {
-	evicted := uncached + min(0, r.over)
+	// Comparisons, not min, which minds numbers that these are never.
+	evicted := uncached
+	if r.over < 0 {
+		evicted += r.over
+	}
 	if evicted <= 0 {
 		return 0
 	}
-	return sc.settings.cfg.PrefixCache.EvictionPrice * sc.pressure * min(1, sc.reuse*r.turnover) * evicted * perToken
+	churn := sc.reuse * r.turnover
+	if churn > 1 {
+		churn = 1
+	}
+	return sc.settings.cfg.PrefixCache.EvictionPrice * sc.pressure * churn * evicted * perToken
 }
