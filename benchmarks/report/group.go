@@ -315,4 +315,3 @@ func capacities(groups []*group) ([]section, error) {
 	}
 	return out, nil
 }
-
