@@ -63,12 +63,18 @@ type Manager struct {
 	ready     chan struct{}
 	taps      Taps   // nil: nobody is told
 	relays    Relays // nil: relays are ignored
+	// saved are the publishers of the process before; Run takes from it.
+	saved map[savedKey]*Saved
 
 	mu      sync.Mutex
 	running map[kvindex.PublisherID]*running // guarded by mu; changed by Run only
 	// waiting are the publishers present at start that neither are live nor
 	// have failed. It is nil before the first snapshot. Guarded by mu.
 	waiting map[kvindex.Publisher]bool
+	// ended is what publishers knew when Run ended, warm how those of the
+	// process before are doing; guarded by mu.
+	ended []Saved
+	warm  WarmStart
 }
 
 // running is a subscriber and what it was started for.
@@ -88,7 +94,7 @@ func New(cfg Config, index *kvindex.Index, hasher kvindex.Hasher, transport Tran
 	m := &Manager{
 		cfg: cfg, index: index, hasher: hasher, transport: transport, log: log.With("component", "events"),
 		metrics: newMetrics(reg), rand: random, slots: make(chan struct{}, cfg.Replays),
-		ready: make(chan struct{}), running: map[kvindex.PublisherID]*running{},
+		ready: make(chan struct{}), running: map[kvindex.PublisherID]*running{}, saved: map[savedKey]*Saved{},
 	}
 	for _, o := range options {
 		o(m)
@@ -225,7 +231,7 @@ func (m *Manager) start(ctx context.Context, of Subject) error {
 		publisher: p, writer: w, settled: sync.OnceFunc(func() { m.settled(p.Publisher) }),
 		series: m.metrics.series(of.Endpoint, p.Rank), seq: NewSequence(p.Replay != ""),
 		applier: applier{hasher: m.hasher, model: of.Model, state: of.State, to: w},
-		pauses:  newPauses(m.cfg),
+		pauses:  newPauses(m.cfg), roots: map[kvindex.BlockHash]struct{}{},
 		status: Status{
 			Endpoint: of.Endpoint, Rank: p.Rank, Events: p.Events, Replay: p.Replay, Relay: p.Relay, Source: SourceEngine,
 			Phase: Connecting.String(), Trust: kvindex.TrustSilent.String(), Since: time.Now(),
@@ -235,9 +241,14 @@ func (m *Manager) start(ctx context.Context, of Subject) error {
 		s.tap = m.taps.Open(of, w)
 		s.applier.root = s.tap.Root
 	}
+	if s.publisher.Replay != "" && s.tap == nil {
+		s.applier.root = func(root kvindex.BlockHash, _ kvindex.Scope) { s.remember(root) }
+		m.warmUp(s, of)
+	}
 	if p.Replay == "" && p.Events != "" {
 		log.Warn("no replay endpoint: what is missed cannot be had again; set replay_endpoint in the engine's --kv-events-config and replay here")
 	}
+	all := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	r := &running{Subject: of, sub: s, cancel: cancel, done: make(chan struct{})}
 	m.mu.Lock()
@@ -246,6 +257,9 @@ func (m *Manager) start(ctx context.Context, of Subject) error {
 	go func() {
 		defer close(r.done)
 		m.feed(ctx, s, of)
+		if all.Err() != nil { // the process ends, not the publisher
+			m.save(s, of)
+		}
 		if s.tap != nil {
 			s.tap.Close()
 		}

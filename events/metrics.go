@@ -24,6 +24,7 @@ type metrics struct {
 	resets    prometheus.Counter
 	connects  prometheus.Counter
 	switches  prometheus.Counter
+	warm      [3]prometheus.Counter
 	replays   [4]prometheus.Counter
 	lag       prometheus.Histogram
 	trust     *prometheus.GaugeVec
@@ -75,6 +76,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		trust:     gauge("publisher_trust", "How far a publisher's state can be believed: 0 silent, 1 recovering, 2 incomplete, 3 exact."),
 		sequence:  gauge("publisher_sequence", "Sequence of the last batch applied."),
 		lastEvent: gauge("publisher_last_event_timestamp_seconds", "Unix time of the last message of a publisher."),
+	}
+	warm := vec("warm_publishers_total", "result", "Publishers taken over from the process before: restored, and of these resumed, or reset because the engine is another process or its last batch is gone.")
+	for i, l := range [...]string{"restored", "resumed", "reset"} {
+		m.warm[i] = warm.WithLabelValues(l)
 	}
 	frames := vec("frames_total", "result", "Messages by what became of them.")
 	for i, l := range [...]string{"applied", "duplicate", "malformed", "dropped"} {

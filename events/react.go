@@ -1,7 +1,6 @@
 package events
 
 import (
-	"bytes"
 	"context"
 	"time"
 
@@ -37,7 +36,7 @@ func (s *subscriber) onReplay(ctx context.Context, m replayMessage) {
 		s.answered = true
 		s.deadline = now.Add(s.cfg.Quiet)
 		next, _ := s.seq.Next()
-		same := m.seq+1 == next && bytes.Equal(m.payload, s.last)
+		same := m.seq+1 == next && s.same(m.payload)
 		st := s.seq.Replayed(m.seq, same)
 		if st.Frame == Apply {
 			s.patience = now.Add(s.cfg.GiveUp)
@@ -148,6 +147,8 @@ func (s *subscriber) do(ctx context.Context, st Step, m message) {
 		s.log.Info("publisher's state dropped", "phase", s.seq.Phase().String())
 		s.applier.forget()
 		s.last, s.generation = nil, s.generation+1
+		clear(s.roots)
+		s.proven(false)
 	}
 	switch {
 	case m.payload == nil:

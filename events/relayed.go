@@ -61,7 +61,7 @@ func (m *Manager) feed(ctx context.Context, s *subscriber, of Subject) {
 	}
 	f := Feed{Subject: of, Writer: s.writer, Fallback: own, Report: s.report}
 	for ctx.Err() == nil {
-		s.source(SourceRelay)
+		s.setSource(SourceRelay)
 		err := m.relays.Follow(ctx, f)
 		if ctx.Err() != nil {
 			return
@@ -70,7 +70,7 @@ func (m *Manager) feed(ctx context.Context, s *subscriber, of Subject) {
 		s.m.switches.Inc()
 		s.settled()
 		s.startOver()
-		s.source(SourceEngine)
+		s.setSource(SourceEngine)
 		engine, stop := context.WithCancel(ctx)
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -91,8 +91,15 @@ func (m *Manager) feed(ctx context.Context, s *subscriber, of Subject) {
 	}
 }
 
-// source notes who feeds the publisher.
-func (s *subscriber) source(name string) {
+// source tells who feeds the publisher.
+func (s *subscriber) source() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status.Source
+}
+
+// setSource notes who feeds the publisher.
+func (s *subscriber) setSource(name string) {
 	s.mu.Lock()
 	s.status.Source, s.status.Error = name, ""
 	s.mu.Unlock()
@@ -103,6 +110,7 @@ func (s *subscriber) startOver() {
 	s.applier.forget()
 	s.seq = NewSequence(s.publisher.Replay != "")
 	s.last, s.generation = nil, s.generation+1
+	clear(s.roots)
 	s.drop()
 	s.mu.Lock()
 	s.status.Sequence, s.status.Sequenced = 0, false

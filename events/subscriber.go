@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,7 +41,13 @@ type subscriber struct {
 	seq     *Sequence
 	applier applier
 	last    []byte // payload of the last batch applied
-	trust   kvindex.Trust
+	// resuming is the hash of the last batch applied where the process before
+	// applied it, until it is proven; warmed is told whether it was.
+	resuming *[sha256.Size]byte
+	warmed   func(same bool)
+	// roots are those of the chains seen in this generation.
+	roots map[kvindex.BlockHash]struct{}
+	trust kvindex.Trust
 	// generation counts how often the state was dropped.
 	generation uint64
 

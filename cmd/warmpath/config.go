@@ -337,6 +337,9 @@ func (c Config) relayedFaults() []error {
 			break // the others say the same
 		}
 	}
+	if c.CacheState.SnapshotFile != "" && c.Index.SeedFile == "" && len(errs) == 0 {
+		errs = append(errs, errors.New("index.seed_file: empty, but cachestate.snapshot_file is set, whose hashes the next process understands only with the same seed; give it a file"))
+	}
 	if c.Pool.Kubernetes.RelayPort > 0 && c.Index.SeedFile == "" && len(errs) == 0 {
 		errs = append(errs, errors.New("index.seed_file: empty, but pool.kubernetes.relay_port says that engines have relays, whose hashes only a process with the same seed understands; give every router and relay the same file"))
 	}

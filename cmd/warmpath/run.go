@@ -4,6 +4,7 @@ import (
 	"context"
 	crand "crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -36,7 +37,9 @@ type router struct {
 	events *events.Manager
 	// cachestate is nil where it is not served.
 	cachestate *relay.Server
-	routing    *routing.Router
+	// warm is what the process before left, nil if nothing is read or written.
+	warm    *warmFile
+	routing *routing.Router
 	// tokenizer is nil where prompts are never tokenized.
 	tokenizer *tokenizer.Client
 	extproc   *extproc.Server
@@ -117,7 +120,11 @@ func serve(ctx context.Context, cfg Config, src source, log *slog.Logger) error 
 		defer context.AfterFunc(failed, cancel)()
 		return r.extproc.Run(stop, extprocListener)
 	})
-	return g.Wait()
+	err = g.Wait()
+	if r.warm != nil {
+		err = errors.Join(err, r.warm.write(time.Now(), r.events.Saved()))
+	}
+	return err
 }
 
 // reload puts into force what can be while the router runs.
@@ -161,7 +168,12 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 	if err != nil {
 		return nil, err
 	}
-	if r.events, err = events.New(cfg.Events, r.index, hasher, events.ZMQ(cfg.Events), log, reg, random(), events.WithRelays(relays)); err != nil {
+	var saved []events.Saved
+	if cfg.CacheState.SnapshotFile != "" {
+		r.warm = &warmFile{path: cfg.CacheState.SnapshotFile, seed: hasher.Fingerprint(), log: log}
+		saved = r.warm.read(time.Now())
+	}
+	if r.events, err = events.New(cfg.Events, r.index, hasher, events.ZMQ(cfg.Events), log, reg, random(), events.WithRelays(relays), events.WithSaved(saved)); err != nil {
 		return nil, err
 	}
 	if cfg.CacheState.Listen != "" {

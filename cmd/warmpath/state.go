@@ -80,11 +80,15 @@ func (r *router) state() any {
 }
 
 func (r *router) ready() []condition {
-	return []condition{
+	all := []condition{
 		{"endpoints listed", closed(r.pool.Synced()), "every source of endpoints has listed them once"},
 		{"endpoints probed", closed(r.pool.Probed()), "every endpoint has answered or failed a health probe"},
 		{"events", closed(r.events.Ready()), "every event stream is live or has failed once"},
 	}
+	if r.warm != nil {
+		all = append(all, r.warm.condition(r.events.WarmStart()))
+	}
+	return all
 }
 
 func closed(c <-chan struct{}) bool {

@@ -93,6 +93,9 @@ type RouterConfig struct {
 	TLS        TLSConfig     `yaml:"tls"`
 	// TokensFile lists who may call, one a line: a subject and its token.
 	TokensFile string `yaml:"tokens_file" help:"file of lines SUBJECT TOKEN that says who may call: an endpoint's ip:port or name for its relay, read for the read API; empty: certificates decide"`
+	// SnapshotFile is where the router writes what it knows of engines when it
+	// ends, and reads it when it starts; empty: it starts with nothing.
+	SnapshotFile string `yaml:"snapshot_file" help:"file in which a router that is stopped leaves what it knows of the engines' caches, for the next one to go on from; needs index.seed_file; empty: none"`
 	// TokenFile holds the token that the router shows to relays.
 	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays; empty: none"`
 }

@@ -1,0 +1,173 @@
+package kvindex
+
+import (
+	"math/bits"
+	"slices"
+)
+
+// Export is what one publisher holds, with its names: enough for
+// [Writer.Restore] to make a Writer that goes on where this one stood.
+type Export struct {
+	// Groups are the cache groups announced, in their order.
+	Groups []uint8
+	// Blocks come after their parents.
+	Blocks []ExportedBlock
+}
+
+// ExportedBlock is a block that the publisher holds or speaks of, or that
+// leads to one.
+type ExportedBlock struct {
+	// Block and Parent are chain hashes, Parent a root if Root is set.
+	Block, Parent BlockHash
+	Root          bool
+	// Name is the publisher's, if Named.
+	Name  EngineHash
+	Named bool
+	// Held has a bit for each place: index in Groups times [NumTiers], plus the
+	// tier.
+	Held uint32
+}
+
+// Export returns the publisher's state. isRoot tells roots from other hashes.
+// It is not ok where the state is more than names and blocks: a block with
+// several names, copies on a tier, blocks that wait for their parent, or a
+// chain whose beginning is not known. It belongs to the Writer's goroutine.
+func (w *Writer) Export(isRoot func(BlockHash) bool) (e Export, ok bool) {
+	ix := w.ix
+	ix.world.Lock()
+	defer ix.world.Unlock()
+	if w.once || w.evicted || len(w.several) > 0 || len(w.copies) > 0 || w.orphans.any() {
+		return e, false
+	}
+	w.tidySegments()
+	e.Groups = slices.Clone(w.groups)
+	own := map[uint32]EngineHash{}
+	for i, ref := range w.own.refs {
+		if ref != 0 {
+			own[ref] = w.own.names[i]
+		}
+	}
+	runs := map[BlockHash][]ExportedBlock{} // of one segment each, by the hash before
+	for _, id := range w.segs {
+		if blocks := w.exportSegment(id, own); len(blocks) > 0 {
+			runs[blocks[0].Parent] = append(runs[blocks[0].Parent], blocks...)
+		}
+	}
+	// From the roots on, so that parents come first.
+	var queue []BlockHash
+	for before := range runs {
+		if isRoot(before) {
+			queue = append(queue, before)
+		}
+	}
+	for len(queue) > 0 {
+		before := queue[0]
+		queue = queue[1:]
+		blocks := runs[before]
+		delete(runs, before)
+		for _, b := range blocks {
+			b.Root = isRoot(b.Parent)
+			e.Blocks = append(e.Blocks, b)
+			if _, more := runs[b.Block]; more {
+				queue = append(queue, b.Block)
+			}
+		}
+	}
+	return e, len(runs) == 0
+}
+
+// exportSegment returns the blocks of a segment that stands still up to the
+// last one that the publisher speaks of.
+func (w *Writer) exportSegment(id uint32, own map[uint32]EngineHash) (blocks []ExportedBlock) {
+	h := w.ix.slab.head(id)
+	s := span(h[hSpan])
+	hashes, names := w.ix.hashes(s), w.ix.names(s)
+	var named, mine uint64
+	if base, ok := w.ix.entry(h, w.key); ok {
+		named = *base.second
+	}
+	if o, ok := w.ix.entry(h, w.key|kindOwn); ok {
+		mine = *o.second
+	}
+	before := BlockHash(h[hParent])
+	for i := range bits.Len64(named | mine | w.heldAny(h)) {
+		b := ExportedBlock{Block: BlockHash(hashes[i]), Parent: before}
+		switch bit := uint64(1) << i; {
+		case named&bit != 0:
+			b.Name, b.Named = EngineHash(names[i]), true
+		case mine&bit != 0:
+			b.Name, b.Named = own[makeRef(id, i)], true
+		}
+		w.kinds(h, func(k key, held *uint64) { b.Held |= uint32(*held>>i&1) << (k.group()*NumTiers + int(k.tier())) })
+		blocks = append(blocks, b)
+		before = b.Block
+	}
+	return blocks
+}
+
+// Restore makes the publisher of a Writer that has just been opened or cleared
+// hold and know what was exported, and reports whether it could.
+func (w *Writer) Restore(e Export) bool {
+	for _, g := range e.Groups {
+		w.Announce(g)
+	}
+	names := make(map[BlockHash]EngineHash, len(e.Blocks))
+	for i := 0; i < len(e.Blocks); {
+		n := i + 1
+		for n < len(e.Blocks) && e.Blocks[n].Parent == e.Blocks[n-1].Block && e.Blocks[n].Held == e.Blocks[i].Held && n-i < segmentBlocks {
+			n++
+		}
+		if !w.restoreRun(e.Blocks[i:n], names) {
+			return false
+		}
+		i = n
+	}
+	return true
+}
+
+func (w *Writer) restoreRun(run []ExportedBlock, names map[BlockHash]EngineHash) bool {
+	first := run[0]
+	s := Stored{Root: first.Parent, HasParent: !first.Root, Parent: names[first.Parent]}
+	if _, known := names[first.Parent]; s.HasParent && !known {
+		return false
+	}
+	for _, b := range run {
+		name := b.Name
+		if !b.Named {
+			name = EngineHash(b.Block) // it only leads to others
+		}
+		names[b.Block] = name
+		s.Names, s.Contents = append(s.Names, name), append(s.Contents, Unmix(b.Parent, b.Block))
+	}
+	if first.Held == 0 {
+		return w.pass(&s)
+	}
+	for held := first.Held; held != 0; held &= held - 1 {
+		place := bits.TrailingZeros32(held)
+		if place/NumTiers >= len(w.groups) {
+			return false
+		}
+		s.Tier, s.Group = Tier(place%NumTiers), w.groups[place/NumTiers]
+		if w.Store(s) != 0 {
+			return false
+		}
+		s.Contents = nil // the rest only says where else they are
+	}
+	return true
+}
+
+// pass announces the names of blocks that are not held.
+func (w *Writer) pass(s *Stored) bool {
+	w.ix.world.RLock()
+	parent := uint32(0)
+	if s.HasParent {
+		parent = w.locate(s.Parent)
+	}
+	ok := !s.HasParent || parent != 0
+	if ok {
+		w.extend(parent, &batch{names: s.Names, contents: s.Contents, at: s.Root})
+	}
+	w.ix.world.RUnlock()
+	w.ix.maintain()
+	return ok
+}
