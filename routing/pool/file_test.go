@@ -35,7 +35,7 @@ func fileRun(t *testing.T, path string, test func(p *Pool, tick func(), log *byt
 		go func() { done <- p.Run(ctx) }()
 		synctest.Wait()
 		test(p, func() {
-			time.Sleep(cfg.File.Interval) // in a bubble: until the file was looked at
+			<-time.After(cfg.File.Interval) // in a bubble: until the file was looked at
 			synctest.Wait()
 		}, &text)
 		cancel()

@@ -38,7 +38,7 @@ func (e *piped) dial(context.Context, string, string) (net.Conn, error) {
 				e.asked <- req.URL.Path
 			}
 			for e.hangs.Load() {
-				time.Sleep(time.Millisecond) // of the bubble: an engine that is stopped
+				<-time.After(time.Millisecond) // of the bubble: an engine that is stopped
 			}
 			body, status := e.metrics, 200
 			if req.URL.Path != "/metrics" {
@@ -91,33 +91,33 @@ func leavesAndComesBack(t *testing.T, metrics string, before bool, phase time.Du
 		e := p.Snapshot().Endpoints[0]
 		return !e.Candidate() || e.Cooling(time.Now())
 	}
-	time.Sleep(5*time.Second + phase)
+	<-time.After(5*time.Second + phase)
 	if left() {
 		t.Fatal("an engine that answers is left")
 	}
 	if before {
 		state.Reserve(0)
-		time.Sleep(3*time.Second + phase)
+		<-time.After(3*time.Second + phase)
 	}
 	e.hangs.Store(true)
 	if !before {
-		time.Sleep(phase / 4) // not as long as the next read or probe takes to find out by itself
+		<-time.After(phase / 4) // not as long as the next read or probe takes to find out by itself
 		state.Reserve(0)
 	}
 	since := time.Now()
 	for !left() {
-		if time.Sleep(time.Millisecond); time.Since(since) > 10*time.Second {
+		if <-time.After(time.Millisecond); time.Since(since) > 10*time.Second {
 			t.Fatal("it was never left")
 		}
 	}
 	if took := time.Since(since); took > time.Second {
 		t.Errorf("phase %v: it was left after %v, want a second at most", phase, took)
 	}
-	time.Sleep(phase)
+	<-time.After(phase)
 	e.hangs.Store(false)
 	since = time.Now()
 	for left() {
-		if time.Sleep(time.Millisecond); time.Since(since) > 5*time.Second {
+		if <-time.After(time.Millisecond); time.Since(since) > 5*time.Second {
 			t.Fatal("it never came back")
 		}
 	}
@@ -150,12 +150,12 @@ func TestPool_ReadsAtOnceWhatGetsItsFirstRequest(t *testing.T) {
 			}
 			return n
 		}
-		time.Sleep(10 * time.Second)
+		<-time.After(10 * time.Second)
 		if n := reads(); n < 9 || n > 12 {
 			t.Errorf("%d reads of an idle engine in 10 s, want one a second", n)
 		}
 		for state.Load().At.Add(600 * time.Millisecond).After(time.Now()) {
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 		}
 		reads()
 		state.Reserve(0)
@@ -165,7 +165,7 @@ func TestPool_ReadsAtOnceWhatGetsItsFirstRequest(t *testing.T) {
 		for range 1000 { // short ones: each finds it idle
 			state.Release(0)
 			state.Reserve(0)
-			time.Sleep(time.Millisecond)
+			<-time.After(time.Millisecond)
 		}
 		if n := reads(); n < 3 || n > 6 {
 			t.Errorf("%d reads in a second of many requests, want 4 or 5", n)
