@@ -21,6 +21,7 @@ type batch struct {
 func (w *Writer) extend(parent uint32, b *batch) {
 	ix := w.ix
 	id, off, version := after(parent)
+	disowned := false
 	for {
 		if id == 0 {
 			id, version = ix.segment(Mix(b.at, b.contents[b.i]), b.at, len(b.names)-b.i)
@@ -32,6 +33,13 @@ func (w *Writer) extend(parent uint32, b *batch) {
 		if off == 0 && h[hVersion] != version {
 			mu.Unlock() // taken apart since it was found
 			id, off, version = after(parent)
+			continue
+		}
+		if s := span(h[hSpan]); disowned && off > 0 && (off > s.len() || ix.hashes(s)[off-1] != uint64(b.at)) {
+			// A store that gives one name to two blocks took it from the block before,
+			// which went. What follows begins a segment, as behind any missing block.
+			mu.Unlock()
+			parent, id, off = 0, 0, 0
 			continue
 		}
 		if off > 0 {
@@ -48,6 +56,7 @@ func (w *Writer) extend(parent uint32, b *batch) {
 				return
 			}
 			w.disown(b.names[b.i])
+			disowned = true
 			id, off, version = after(parent)
 			continue
 		}
