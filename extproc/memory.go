@@ -81,8 +81,9 @@ func overwrite(m *memory) {
 	for i := range m.body {
 		m.body[i] = 0xDB
 	}
-	for i := range m.ids {
-		m.ids[i] = 0xDBDBDBDB
+	ids := m.ids[:cap(m.ids)] // their number is not kept
+	for i := range ids {
+		ids[i] = 0xDBDBDBDB
 	}
 }
 

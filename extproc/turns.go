@@ -17,9 +17,11 @@ const (
 	// connectionWindow bounds what is under way on one connection. It bounds no
 	// memory, because data is acknowledged as it arrives.
 	connectionWindow = 4 << 20
-	// turnTime is how long a turn lasts at most: a client that is slow to send
-	// its body, or a tokenizer that is slow to answer, must not keep others
-	// waiting.
+	// turnTime is how long a turn lasts at most, so that a client that is slow to
+	// send its body, or a tokenizer that is slow to answer, keeps others waiting
+	// for no longer than that. A proxy that buffers receives the body within the
+	// turn: where many clients are slow, a larger bound
+	// (extproc.concurrent_body_bytes) makes turns unlikely.
 	turnTime = 50 * time.Millisecond
 	// longestWait bounds the wait for a turn, as does a quarter of the time for a
 	// decision. Who has waited for that long goes on without.

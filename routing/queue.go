@@ -193,6 +193,8 @@ func (q *queue) refused(reason Reason, format string, args ...any) *Error {
 const paceWeight = 8
 
 func (q *queue) served(waited time.Duration) {
+	// Who arrived while the time was taken has waited for less than nothing.
+	waited = max(0, waited)
 	q.pace += (waited - q.pace) / paceWeight
 	q.waits.Observe(waited.Seconds())
 }

@@ -74,8 +74,14 @@ func (f *warmFile) content() (c warmContent, err error) {
 	return c, nil
 }
 
-// write replaces the file.
+// write replaces the file, unless there is nothing to save: a router that stops
+// before it has followed any stream leaves the file of the one before it, whose
+// streams still have to prove themselves when it is read.
 func (f *warmFile) write(now time.Time, publishers []events.Saved) error {
+	if len(publishers) == 0 {
+		f.log.Info("nothing is known for sure that the next router could start from; the snapshot stays as it was", "file", f.path)
+		return nil
+	}
 	var b bytes.Buffer
 	b.Write(make([]byte, sha256.Size))
 	if err := gob.NewEncoder(&b).Encode(warmContent{warmVersion, f.seed, now, publishers}); err != nil {

@@ -33,6 +33,12 @@ func TestWarmFile(t *testing.T) {
 	if d := cmp.Diff(want, f.read(now.Add(time.Minute)), cmpopts.EquateEmpty()); d != "" {
 		t.Errorf("(-written +read):\n%s", d)
 	}
+	if err := f.write(now.Add(time.Hour), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.read(now.Add(time.Minute)); len(got) != 1 {
+		t.Errorf("a router that knew nothing left a file of %d publishers, want the one from before", len(got))
+	}
 	if c := f.condition(events.WarmStart{Restored: 1}); c.Ready || !strings.Contains(c.Detail, "1m0s ago") {
 		t.Errorf("%+v: ready before anything is proven, or without its age", c)
 	}
