@@ -260,6 +260,7 @@ func (m *Manager) start(ctx context.Context, of Subject) error {
 		if all.Err() != nil { // the process ends, not the publisher
 			m.save(s, of)
 		}
+		s.proven(false) // what was restored and is still to be proven is dropped with the rest
 		if s.tap != nil {
 			s.tap.Close()
 		}
