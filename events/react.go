@@ -232,6 +232,11 @@ func (s *subscriber) publish() {
 	if s.applier.blind {
 		trust = min(trust, kvindex.TrustIncomplete)
 	}
+	// The index lowers the trust where it drops blocks for want of room; what
+	// the sequence says must not raise it again.
+	if s.writer.Evicted() {
+		trust = min(trust, kvindex.TrustIncomplete)
+	}
 	if phase == Live || phase == Stale {
 		s.settled()
 	}

@@ -149,8 +149,13 @@ type bench struct {
 
 // underFakeTime runs f beside a manager that follows one endpoint of e.
 func underFakeTime(t *testing.T, e *fakeEngine, replay bool, f func(*bench)) {
+	underFakeTimeIn(t, kvindex.Config{}, e, replay, f)
+}
+
+// underFakeTimeIn is underFakeTime with such an index.
+func underFakeTimeIn(t *testing.T, cfg kvindex.Config, e *fakeEngine, replay bool, f func(*bench)) {
 	synctest.Test(t, func(t *testing.T) {
-		index, err := kvindex.New(kvindex.Config{})
+		index, err := kvindex.New(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -243,6 +248,38 @@ func TestSubscriber_UnansweredReplayIsGivenUpAndRetriedLater(t *testing.T) {
 		e.mu.Unlock()
 		b.wait(40 * time.Second) // the next probe rebuilds
 		b.want("rebuilt", 2, Live, kvindex.TrustExact)
+	})
+}
+
+// A publisher of which the index had to drop blocks is incomplete until its
+// cache is cleared, however complete its history is.
+func TestSubscriber_NoRoomIsIncomplete(t *testing.T) {
+	const room = 1024
+	e := &fakeEngine{}
+	for range 2 {
+		e.publish(t, false, block(0))
+	}
+	e.answer = e.whole
+	underFakeTimeIn(t, kvindex.Config{MaxBlocks: room}, e, true, func(b *bench) {
+		b.wait(time.Second)
+		b.want("small", 1, Live, kvindex.TrustExact)
+		for i := range 2 * room {
+			e.publish(t, true, block(i+1))
+		}
+		synctest.Wait()
+		if n := b.index.Stats().Held; n > room {
+			t.Fatalf("%d blocks held: the test tests nothing", n)
+		}
+		b.want("no room", b.index.Stats().Held, Live, kvindex.TrustIncomplete)
+		b.wait(time.Minute) // probed meanwhile
+		e.publish(t, true, removed(2*room))
+		synctest.Wait()
+		b.want("and later", b.index.Stats().Held, Live, kvindex.TrustIncomplete)
+		if got := b.index.Stats().Publishers[0].Trust; got != kvindex.TrustIncomplete {
+			t.Errorf("the index has %v, want incomplete", got)
+		}
+		e.publish(t, true, cleared)
+		b.want("cleared", 0, Live, kvindex.TrustExact)
 	})
 }
 

@@ -46,7 +46,8 @@ type feed struct {
 	scopes     map[kvindex.BlockHash]*pb.Scope
 	lastScope  uint32
 	scopeLimit int
-	// lost: a change could not be placed, so that the set is not exact.
+	// lost: a change could not be placed, or the index had no room for all that
+	// is held, so that the set is not exact.
 	lost bool
 
 	pending       *pb.Added
@@ -146,6 +147,9 @@ func (f *feed) Sync(at events.Point) {
 		f.renew(uint64(now.UnixNano()))
 	}
 	f.begun, f.at = true, at
+	// Blocks that were dropped for want of room are among the changes, and the
+	// engine may hold them still; the point may be from before that.
+	f.lost = f.lost || f.writer.Evicted()
 	// What is told before the end of this call is not yet the point's state.
 	f.told.Trust = min(f.told.Trust, f.trusted())
 	for _, g := range n.Groups {

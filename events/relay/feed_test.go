@@ -295,3 +295,47 @@ func TestFeed_TrustIsNotToldAheadOfEvictions(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
+
+// A relay whose index had no room for all that the engine holds is not exact,
+// whatever the point says, until the engine clears its cache.
+func TestFeed_NoRoomIsIncomplete(t *testing.T) {
+	const room = 1024
+	ix, err := kvindex.New(kvindex.Config{MaxBlocks: room})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := ix.Open(kvindex.Publisher{ID: 1, Endpoint: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &engine{side: side{ix, w}, point: events.Point{Trust: kvindex.TrustExact}}
+	e.feed = testFeed(testConfig(), e.side)
+	defer e.feed.Close()
+	fo := &follower{side: newSide(t)}
+	fo.r = testReceiver(fo.side)
+	expect := func(when string, want kvindex.Trust) {
+		t.Helper()
+		e.sync()
+		e.feed.due()
+		fo.follow(t, e.feed, 0)
+		if fo.r.trust != want {
+			t.Errorf("%s: the router has %v, want %v", when, fo.r.trust, want)
+		}
+	}
+	expect("empty", kvindex.TrustExact)
+	for i := range 3 * room / 64 {
+		c := chain{scope: kvindex.Scope{Model: "m", BlockSize: 16}}
+		for j := range 64 {
+			c.contents = append(c.contents, kvindex.ContentHash(i*64+j+1))
+		}
+		root := testHasher.Root(c.scope)
+		e.feed.Root(root, c.scope)
+		w.Store(kvindex.Stored{Root: root, Names: c.names(), Contents: c.contents})
+	}
+	if !w.Evicted() {
+		t.Fatal("nothing was evicted: the test tests nothing")
+	}
+	expect("no room", kvindex.TrustIncomplete)
+	w.Clear()
+	expect("cleared", kvindex.TrustExact)
+}
