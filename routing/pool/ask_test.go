@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -202,9 +203,16 @@ type metricsServer struct {
 	// full and some count the requests for all metrics and for some.
 	full, some atomic.Int64
 	status     atomic.Int32 // of requests for some; 0: 200
+	down       atomic.Int32 // the status of every request; 0: it is up; -1: none
 }
 
 func (s *metricsServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if down := int(s.down.Load()); down < 0 {
+		panic(http.ErrAbortHandler) // closes the connection
+	} else if down > 0 {
+		w.WriteHeader(down)
+		return
+	}
 	names := r.URL.Query()["name[]"]
 	if len(names) == 0 {
 		s.full.Add(1)
@@ -270,6 +278,45 @@ func TestReader_AsksForNamesWhereThatLeavesOutNothing(t *testing.T) {
 			}
 			if full, some := s.full.Load(), s.some.Load(); full != tt.full || some != tt.some {
 				t.Errorf("%d reads of all metrics and %d of some, want %d and %d", full, some, tt.full, tt.some)
+			}
+		})
+	}
+}
+
+// Failures that pass are no sign that names are asked for in vain: after each
+// all metrics are read once, then some again.
+func TestReader_AsksForNamesAfterFailures(t *testing.T) {
+	for _, down := range []int32{-1, http.StatusServiceUnavailable} {
+		t.Run(fmt.Sprint(down), func(t *testing.T) {
+			s := &metricsServer{restrict: func(names []string, line string) bool {
+				return slices.Contains(names, line[:strings.IndexByte(line, ' ')])
+			}}
+			s.text.Store("vllm:num_requests_running 2\nvllm:num_requests_waiting 1\n")
+			server := httptest.NewServer(s)
+			defer server.Close()
+			p := New(DefaultConfig(), slog.New(slog.DiscardHandler), prometheus.NewRegistry(), &http.Client{Transport: &http.Transport{}}, nil)
+			u, err := url.Parse(server.URL + "/metrics")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := p.newReader(u)
+			defer r.close()
+			state := &State{}
+			for i := range int64(2 * maxTries) {
+				s.down.Store(0)
+				for range 3 {
+					if l, fault, err := r.read(t.Context(), state); err != nil || l.Running != 2 {
+						t.Fatalf("read %+v, %s, %v", l, fault, err)
+					}
+				}
+				if full, some := s.full.Load(), s.some.Load(); full != i+1 || some != 2*(i+1) {
+					t.Fatalf("after %d failures: %d reads of all metrics and %d of some, want %d and %d", i, full, some, i+1, 2*(i+1))
+				}
+				s.down.Store(down)
+				if _, _, err := r.read(t.Context(), state); err == nil {
+					t.Fatal("read of an engine that is down")
+				}
+				r.meter.Forget() // as whoever follows it does
 			}
 		})
 	}

@@ -26,7 +26,8 @@ type reader struct {
 	// full and some are the requests; some is nil unless names are asked for.
 	full, some []byte
 	someURL    *url.URL
-	// tries counts how often names were asked for in vain.
+	// tries counts how often names were asked for in vain where a full answer
+	// followed.
 	tries int
 }
 
@@ -51,27 +52,35 @@ func (r *reader) read(ctx context.Context, state *State) (*Load, loadFault, erro
 	defer r.pool.buffers.Put(b)
 	before := r.meter.before
 	known := r.meter.known
-	if r.some == nil && known && r.tries < maxTries {
+	if !known {
+		// After a failure another engine may answer: only a full answer says what
+		// one for some names must have.
+		r.some = nil
+	} else if r.some == nil && r.tries < maxTries {
 		r.ask(family(r.pool.names, before.prefix))
 	}
+	inVain := false
 	if r.some != nil {
 		fault, err := r.get(ctx, b, r.someURL, r.some)
 		switch {
 		case fault == faultUnreachable || ctx.Err() != nil:
 			return nil, fault, err
 		case err == nil:
-			if s := r.meter.peek(b.Bytes()); known && s.covers(&before) {
+			if s := r.meter.peek(b.Bytes()); s.covers(&before) {
 				return r.apply(s, state)
 			}
 		}
 		// It was restarted as something else, or leaves out too much.
-		r.some = nil
-		r.tries++
+		r.some, inVain = nil, true
 	}
 	if fault, err := r.get(ctx, b, r.url, r.full); err != nil {
 		return nil, fault, err
 	}
-	return r.apply(r.meter.peek(b.Bytes()), state)
+	l, fault, err := r.apply(r.meter.peek(b.Bytes()), state)
+	if err == nil && inVain {
+		r.tries++ // it was the names: all metrics are answered
+	}
+	return l, fault, err
 }
 
 func (r *reader) apply(s *sample, state *State) (*Load, loadFault, error) {
