@@ -20,8 +20,10 @@ type FileConfig struct {
 	Path string `yaml:"path" help:"YAML file with a list endpoints, each with the keys of pool.static.endpoints[]; followed while the router runs; empty: none"`
 	// Interval is how often the file is read. It is compared by content: a file
 	// that Kubernetes mounts from a ConfigMap is replaced by a link, which
-	// file-system events report in ways that differ.
-	Interval time.Duration `yaml:"interval" help:"how often that file is looked at"`
+	// file-system events report in ways that differ. Changed content counts once
+	// two looks in a row read it, so within two intervals: one that is caught
+	// while it is written may be empty, or a valid list that lacks its end.
+	Interval time.Duration `yaml:"interval" help:"how often that file is looked at; changed content is put into force when two looks in a row read the same, so within two intervals"`
 }
 
 // Validate reports every fault of c and of the file that it names.
@@ -45,17 +47,9 @@ const maxFile = 16 << 20
 // ReadFile returns the endpoints that a file lists. A file that lists none is
 // valid. The error has every fault.
 func ReadFile(path string) ([]Spec, error) {
-	f, err := os.Open(path)
+	b, err := readBounded(path)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxFile {
-		return nil, fmt.Errorf("%s: more than %d bytes", path, maxFile)
 	}
 	specs, err := parseFile(b)
 	if err != nil {
@@ -64,7 +58,21 @@ func ReadFile(path string) ([]Spec, error) {
 	return specs, nil
 }
 
+// readBounded returns what a file says, of one that is too large the first
+// maxFile+1 bytes, which parseFile refuses.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxFile+1))
+}
+
 func parseFile(b []byte) ([]Spec, error) {
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("more than %d bytes", maxFile)
+	}
 	var doc StaticConfig
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	dec.KnownFields(true)
@@ -100,50 +108,12 @@ func (f *File) Name() string { return "file" }
 
 // Run implements [Source]. A file that is not valid changes nothing.
 func (f *File) Run(ctx context.Context, tell func([]Change), synced func()) error {
-	var content []byte
-	var missing bool
-	listed := map[string]bool{}
-	look := func() bool {
-		b, err := os.ReadFile(f.cfg.Path)
-		if err != nil {
-			// For a moment it may be missing because it is being replaced.
-			if !missing {
-				f.log.Debug("the file of endpoints cannot be read", "err", err)
-			}
-			missing = true
-			return false
-		}
-		missing = false
-		if content != nil && bytes.Equal(b, content) {
-			return true
-		}
-		content = append([]byte{}, b...)
-		specs, err := parseFile(b)
-		f.results[err == nil].Inc()
-		if err != nil {
-			f.log.Error("the changed file of endpoints is not valid; the old one stays in force", "err", err)
-			return false
-		}
-		changes := make([]Change, 0, len(specs))
-		now := map[string]bool{}
-		for _, s := range specs {
-			changes = append(changes, Change{s.Name, []Listing{{Spec: s}}})
-			now[s.Name] = true
-		}
-		for name := range listed {
-			if !now[name] {
-				changes = append(changes, Change{Key: name})
-			}
-		}
-		listed = now
-		tell(changes)
-		f.log.Info("the file of endpoints was put into force", "endpoints", len(specs))
-		return true
-	}
+	state := followed{File: f, tell: tell}
 	tick := time.NewTicker(f.cfg.Interval)
 	defer tick.Stop()
 	for done := false; ; {
-		if look() && !done {
+		state.look()
+		if state.valid && !done {
 			done = true
 			synced()
 		}
@@ -153,4 +123,72 @@ func (f *File) Run(ctx context.Context, tell func([]Change), synced func()) erro
 		case <-tick.C:
 		}
 	}
+}
+
+// followed is what one run of a [File] knows of it.
+type followed struct {
+	*File
+	tell func([]Change)
+	// looked: there was a look.
+	looked, missing bool
+	// content is what was judged last, nil before, and valid the verdict.
+	content []byte
+	valid   bool
+	// next is what the last look read, if that was not content, else nil.
+	next []byte
+	// listed are the names in force.
+	listed map[string]bool
+}
+
+// look reads the file, and judges what it says if that is new and was read by
+// the look before, too. The first look judges at once: there is nothing yet
+// that a list without its end would withdraw.
+func (f *followed) look() {
+	first := !f.looked
+	f.looked = true
+	b, err := readBounded(f.cfg.Path)
+	if err != nil {
+		// For a moment it may be missing because it is being replaced.
+		if !f.missing {
+			f.log.Debug("the file of endpoints cannot be read", "err", err)
+		}
+		f.missing, f.next = true, nil
+		return
+	}
+	f.missing = false
+	b = append([]byte{}, b...) // not nil, empty as it may be
+	switch {
+	case f.content != nil && bytes.Equal(b, f.content):
+		f.next = nil
+	case first || f.next != nil && bytes.Equal(b, f.next):
+		f.content, f.next = b, nil
+		f.valid = f.judge(b)
+	default:
+		f.next = b
+	}
+}
+
+// judge puts into force what the file says, unless it is not valid.
+func (f *followed) judge(b []byte) bool {
+	specs, err := parseFile(b)
+	f.results[err == nil].Inc()
+	if err != nil {
+		f.log.Error("the changed file of endpoints is not valid; the old one stays in force", "err", err)
+		return false
+	}
+	changes := make([]Change, 0, len(specs))
+	now := map[string]bool{}
+	for _, s := range specs {
+		changes = append(changes, Change{s.Name, []Listing{{Spec: s}}})
+		now[s.Name] = true
+	}
+	for name := range f.listed {
+		if !now[name] {
+			changes = append(changes, Change{Key: name})
+		}
+	}
+	f.listed = now
+	f.tell(changes)
+	f.log.Info("the file of endpoints was put into force", "endpoints", len(specs))
+	return true
 }

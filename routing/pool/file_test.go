@@ -3,6 +3,7 @@ package pool
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -35,7 +36,7 @@ func fileRun(t *testing.T, path string, test func(p *Pool, tick func(), log *byt
 		go func() { done <- p.Run(ctx) }()
 		synctest.Wait()
 		test(p, func() {
-			<-time.After(cfg.File.Interval) // in a bubble: until the file was looked at
+			<-time.After(cfg.File.Interval) // in a bubble: until the file was looked at once
 			synctest.Wait()
 		}, &text)
 		cancel()
@@ -66,10 +67,12 @@ func TestFile_IsFollowed(t *testing.T) {
 			t.Fatal(err)
 		}
 		tick()
+		tick()
 		if s := p.Snapshot(); len(s.Endpoints) != 2 || s.ByAddress("10.0.0.1:1").State != one.State {
 			t.Errorf("an added endpoint is not there, or the other lost its state:\n%s", view(s))
 		}
 		write(t, path, "endpoints:\n- {name: b, address: \"10.0.0.2:1\"}\n- {name: c, adress: x}\n")
+		tick()
 		tick()
 		if s := p.Snapshot(); len(s.Endpoints) != 2 || !strings.Contains(log.String(), "field adress not found") {
 			t.Errorf("an invalid file changed the pool, or the reason is not logged:\n%s\n%s", view(s), log)
@@ -78,10 +81,12 @@ func TestFile_IsFollowed(t *testing.T) {
 			t.Fatal(err)
 		}
 		tick()
+		tick()
 		if s := p.Snapshot(); len(s.Endpoints) != 2 {
 			t.Errorf("a file that is being replaced changed the pool:\n%s", view(s))
 		}
 		write(t, path, "endpoints: []\n")
+		tick()
 		tick()
 		if s := p.Snapshot(); len(s.Endpoints) != 0 {
 			t.Errorf("endpoints that were removed are still there:\n%s", view(s))
@@ -114,6 +119,7 @@ func TestFile_OfAConfigMap(t *testing.T) {
 	fileRun(t, path, func(p *Pool, tick func(), _ *bytes.Buffer) {
 		generation("..2", strings.ReplaceAll(oneInFile, "10.0.0.1", "10.0.0.9"))
 		tick()
+		tick()
 		if p.Snapshot().ByAddress("10.0.0.9:1") == nil {
 			t.Errorf("the next generation of the ConfigMap is not in the pool:\n%s", view(p.Snapshot()))
 		}
@@ -129,11 +135,14 @@ func TestFile_IsWaitedFor(t *testing.T) {
 			t.Error("synced without a file")
 		}
 		write(t, path, "endpoints: [")
-		tick()
-		if closedNow(p.Synced()) {
-			t.Error("synced with a file that is not valid")
+		for range 4 {
+			tick()
+			if closedNow(p.Synced()) {
+				t.Fatal("synced with a file that is not valid")
+			}
 		}
 		write(t, path, oneInFile)
+		tick()
 		tick()
 		if !closedNow(p.Synced()) || len(p.Snapshot().Endpoints) != 1 {
 			t.Error("not synced with a valid file")
@@ -147,6 +156,104 @@ func closedNow(c <-chan struct{}) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// A file that is not valid at start stays so however often it is looked at.
+func TestFile_NotValidAtStart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "endpoints.yaml")
+	write(t, path, "endpoints: [")
+	fileRun(t, path, func(p *Pool, tick func(), log *bytes.Buffer) {
+		for range 3 {
+			if closedNow(p.Synced()) {
+				t.Fatal("synced with a file that is not valid")
+			}
+			tick()
+		}
+		if n := strings.Count(log.String(), "is not valid"); n != 1 {
+			t.Errorf("the reason is logged %d times, want once:\n%s", n, log)
+		}
+	})
+}
+
+// A look may catch a file while it is written: empty, or cut where what there
+// is so far is a valid list. Neither takes endpoints away.
+func TestFile_CaughtWhileItIsWritten(t *testing.T) {
+	const two = oneInFile + "- {name: b, address: \"10.0.0.2:1\", models: [m]}\n"
+	path := filepath.Join(t.TempDir(), "endpoints.yaml")
+	write(t, path, two)
+	fileRun(t, path, func(p *Pool, tick func(), log *bytes.Buffer) {
+		check := func(when string, want int) {
+			t.Helper()
+			if s := p.Snapshot(); len(s.Endpoints) != want {
+				t.Fatalf("%s: want %d endpoints:\n%s", when, want, view(s))
+			}
+		}
+		check("at start", 2)
+		for _, part := range []string{"", oneInFile, two[:len(two)-9], "", two} {
+			write(t, path, part)
+			tick()
+			check(fmt.Sprintf("%q for one look", part), 2)
+		}
+		tick()
+		check("written as it was", 2)
+		// Looks that read the same, but not in a row.
+		for range 2 {
+			write(t, path, oneInFile)
+			tick()
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			tick()
+			check("gone after one look", 2)
+			write(t, path, oneInFile)
+			tick()
+			write(t, path, two)
+			tick()
+			check("as it was after one look", 2)
+		}
+		if strings.Contains(log.String(), "is not valid") {
+			t.Errorf("what one look read is called not valid:\n%s", log)
+		}
+		for _, tt := range []struct {
+			text string
+			want int
+		}{{oneInFile, 1}, {two, 2}, {"", 0}} {
+			write(t, path, tt.text)
+			tick()
+			tick()
+			check(fmt.Sprintf("%q for two looks", tt.text), tt.want)
+		}
+	})
+}
+
+// A file that grows without end takes no more memory than the largest that is
+// valid.
+func TestFile_TooLarge(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "endpoints.yaml")
+	write(t, path, oneInFile)
+	var told int
+	reg := prometheus.NewRegistry()
+	var text bytes.Buffer
+	f := followed{
+		File: NewFile(FileConfig{Path: path, Interval: time.Second}, slog.New(slog.NewTextHandler(&text, nil)), reg),
+		tell: func([]Change) { told++ },
+	}
+	f.look()
+	// Valid but for its size.
+	write(t, path, "endpoints: []\n#"+strings.Repeat(" ", 2*maxFile))
+	for range 3 {
+		f.look()
+		if len(f.next) > maxFile+1 || len(f.content) > maxFile+1 {
+			t.Fatalf("%d and %d bytes were read", len(f.next), len(f.content))
+		}
+	}
+	const want = "more than 16777216 bytes"
+	if told != 1 || f.valid || strings.Count(text.String(), want) != 1 {
+		t.Errorf("told %d times, valid: %v, or not once %q:\n%s", told, f.valid, want, &text)
+	}
+	if _, err := ReadFile(path); err == nil || !strings.Contains(err.Error(), path+": "+want) {
+		t.Errorf("error %v, want %q", err, want)
 	}
 }
 
