@@ -217,9 +217,10 @@ func (o options) measure(ctx context.Context) (Result, error) {
 	}
 	f.mu.Lock()
 	r.OldestSeconds = f.longest.Seconds()
+	read := len(f.last)
 	f.mu.Unlock()
-	if len(f.last) != o.endpoints {
-		return r, fmt.Errorf("%d of %d endpoints were read; is 127.0.0.0/8 local here?", len(f.last), o.endpoints)
+	if read != o.endpoints {
+		return r, fmt.Errorf("%d of %d endpoints were read; is 127.0.0.0/8 local here?", read, o.endpoints)
 	}
 	return r, nil
 }
