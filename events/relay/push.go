@@ -76,7 +76,8 @@ func (s *Source) knock(ctx context.Context, id Identity, name string) {
 
 var errNoReports = errors.New("no relay reports; is its report_to this router's cachestate.listen?")
 
-// await takes what a relay reports until it has been silent for too long.
+// await takes what a relay reports until it has been silent for too long, or
+// has said nothing for as long that could be taken.
 func (s *Source) await(ctx context.Context, r *receiver) error {
 	if s.seed == 0 {
 		err := r.identity.check(&pb.Identity{})
@@ -90,6 +91,7 @@ func (s *Source) await(ctx context.Context, r *receiver) error {
 	in := &inbox{identity: r.identity, name: r.feed.Endpoint, reports: make(chan reported)}
 	defer s.open(in)()
 	heard, quiet := time.Now(), s.cfg.Timeout
+	var bad error // why the latest report could not be taken, until one makes the state whole
 	silence := time.NewTimer(quiet)
 	defer silence.Stop()
 	for {
@@ -97,7 +99,6 @@ func (s *Source) await(ctx context.Context, r *receiver) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case m := <-in.reports:
-			heard = time.Now()
 			if h := m.report.GetHello(); h != nil {
 				quiet = patience(h.HeartbeatMs)
 				s.m.connects.Inc()
@@ -106,6 +107,17 @@ func (s *Source) await(ctx context.Context, r *receiver) error {
 			r.report(nil)
 			m.answer <- answer{ack, err}
 			silence.Reset(quiet)
+			switch {
+			case err != nil:
+				bad = err
+			case r.whole():
+				heard, bad = time.Now(), nil
+				s.trust(r.identity)
+			}
+			if bad != nil && r.feed.Fallback && time.Since(heard) >= s.cfg.GiveUp {
+				s.doubt(r.identity)
+				return bad
+			}
 		case <-silence.C:
 			r.report(errNoReports)
 			if time.Since(heard) < s.cfg.GiveUp {
@@ -114,6 +126,10 @@ func (s *Source) await(ctx context.Context, r *receiver) error {
 			}
 			r.forget()
 			if r.feed.Fallback {
+				if bad != nil {
+					s.doubt(r.identity)
+					return bad
+				}
 				return errNoReports
 			}
 			r.report(errNoReports)

@@ -56,6 +56,9 @@ func (r *receiver) forget() {
 	clear(r.scopes)
 }
 
+// whole tells whether the state is all that the relay told.
+func (r *receiver) whole() bool { return !r.loading && r.at != (cursor{}) }
+
 // errGap says that what came does not follow what is applied.
 var errGap = errors.New("relay: a change is missing")
 

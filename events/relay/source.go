@@ -39,6 +39,9 @@ type Source struct {
 	// inboxes are the publishers whose relays report by themselves; guarded by
 	// mu.
 	inboxes map[inboxKey]*inbox
+	// doubts are the publishers whose relays were given up although they speak,
+	// and how long they are left alone for that; guarded by mu.
+	doubts map[inboxKey]time.Duration
 }
 
 // NewSource returns a source. random tells that the seed of hasher is one that
@@ -50,7 +53,7 @@ func NewSource(cfg RouterConfig, hasher kvindex.Hasher, random bool, log *slog.L
 	}
 	s := &Source{
 		cfg: cfg, hasher: hasher, seed: hasher.Fingerprint(), log: log.With("component", "cachestate"), m: newRouterMetrics(reg), rand: jitter,
-		out: outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, dial: dial}, inboxes: map[inboxKey]*inbox{},
+		out: outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, dial: dial}, inboxes: map[inboxKey]*inbox{}, doubts: map[inboxKey]time.Duration{},
 	}
 	if random {
 		s.seed = 0
@@ -90,11 +93,11 @@ func (s *Source) Follow(ctx context.Context, f events.Feed) error {
 	down := time.Now()
 	for {
 		begun := time.Now()
-		live, err := s.session(ctx, r)
+		got, err := s.session(ctx, r)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if live {
+		if got == live {
 			down = time.Now()
 			if down.Sub(begun) > s.cfg.BackoffMax {
 				pauses.Reset()
@@ -107,12 +110,43 @@ func (s *Source) Follow(ctx context.Context, f events.Feed) error {
 			}
 			r.forget()
 			if f.Fallback {
+				if got == greeted {
+					s.doubt(r.identity)
+				}
 				return err
 			}
 			r.report(err)
 		}
 		s.pause(ctx, pauses.NextBackOff())
 	}
+}
+
+// maxDoubt bounds how long a relay is left alone that speaks but cannot be
+// followed.
+const maxDoubt = 10 * time.Minute
+
+// doubt notes that a relay speaks but could not be followed, so that greeting
+// it again proves nothing: each time the engine's own stream is left for it,
+// the state is lost, so that it is tried at growing intervals.
+func (s *Source) doubt(id Identity) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := inboxKey{id.Endpoint, id.Rank}
+	s.doubts[key] = min(max(2*s.doubts[key], 2*s.cfg.GiveUp), maxDoubt)
+}
+
+// trust ends a doubt.
+func (s *Source) trust(id Identity) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.doubts, inboxKey{id.Endpoint, id.Rank})
+}
+
+// doubted returns how long a relay is to be left alone.
+func (s *Source) doubted(id Identity) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.doubts[inboxKey{id.Endpoint, id.Rank}]
 }
 
 // refused tells that the peers do not fit together, which time does not mend.
@@ -124,6 +158,12 @@ func refused(err error) bool {
 // Await implements [events.Relays].
 func (s *Source) Await(ctx context.Context, f events.Feed) {
 	id := s.identity(f)
+	defer func() {
+		if ctx.Err() != nil { // the publisher is no more
+			s.trust(id)
+		}
+	}()
+	s.pause(ctx, s.doubted(id))
 	if f.Publisher.Relay == pool.RelayPush {
 		s.knock(ctx, id, f.Endpoint)
 		return
@@ -192,7 +232,7 @@ func (s *Source) subscribe(ctx context.Context, f events.Feed, id Identity, from
 	}
 	m, err := st.recv()
 	if err == nil {
-		err = s.greeted(st.stream.Context(), f, id, m.GetHello())
+		err = s.checkHello(st.stream.Context(), f, id, m.GetHello())
 	}
 	if err != nil {
 		st.close()
@@ -207,9 +247,9 @@ func patience(heartbeatMs uint32) time.Duration {
 	return min(max(3*time.Duration(heartbeatMs)*time.Millisecond, 50*time.Millisecond), time.Minute)
 }
 
-// greeted checks what a relay says of itself, and that its certificate, where
+// checkHello checks what a relay says of itself, and that its certificate, where
 // there is TLS, is that of the endpoint: a relay speaks for no other.
-func (s *Source) greeted(ctx context.Context, f events.Feed, id Identity, h *pb.Hello) error {
+func (s *Source) checkHello(ctx context.Context, f events.Feed, id Identity, h *pb.Hello) error {
 	if err := id.check(h.GetIdentity()); err != nil {
 		return err
 	}
@@ -224,28 +264,42 @@ func (s *Source) greeted(ctx context.Context, f events.Feed, id Identity, h *pb.
 	return &mismatchError{fmt.Sprintf("the certificate of the relay at %s names neither %s nor the address %s of the endpoint, so it must not speak for it", f.Publisher.Relay, f.Endpoint, f.Address)}
 }
 
-// session follows one stream to its end, and reports whether it was live.
-func (s *Source) session(ctx context.Context, r *receiver) (live bool, err error) {
+// progress is how far a session with a relay came.
+type progress uint8
+
+const (
+	unreached progress = iota
+	greeted            // it said the right things of itself, and no more
+	live               // something was applied, and the state is whole
+)
+
+// session follows one stream to its end, and reports how far it came.
+func (s *Source) session(ctx context.Context, r *receiver) (got progress, err error) {
 	if r.loading {
 		r.forget()
 	}
 	st, err := s.subscribe(ctx, r.feed, r.identity, r.at)
 	if err != nil {
-		return false, err
+		return unreached, err
 	}
 	defer st.close()
 	s.m.connects.Inc()
 	r.report(nil)
+	got = greeted
 	for {
 		m, err := st.recv()
 		if err != nil {
-			return true, err
+			return got, err
 		}
 		if err := r.response(m); err != nil {
 			r.forget() // a snapshot comes with the next stream
-			return true, err
+			return got, err
 		}
-		if !r.loading && r.at != (cursor{}) {
+		if r.whole() {
+			if got != live {
+				got = live
+				s.trust(r.identity)
+			}
 			r.report(nil)
 		}
 	}
