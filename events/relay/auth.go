@@ -114,7 +114,8 @@ func (a access) allow(c caller, cert func(*x509.Certificate) bool, subjects ...s
 	if a.tokensFile == "" || c.token == "" {
 		return errDenied
 	}
-	// Read for every stream, of which there are few: tokens are rotated.
+	// Read for every stream and every call, so that a token that was changed
+	// counts at once; the file is small.
 	t, err := readTokens(a.tokensFile)
 	if err != nil {
 		return fmt.Errorf("tokens_file: %w", err)

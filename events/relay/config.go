@@ -24,7 +24,7 @@ type Config struct {
 	// are slow; one that has fallen behind them gets a snapshot.
 	LogBytes int `yaml:"log_bytes" help:"warmpath relay: memory for the latest changes of one publisher; a router that has fallen behind them gets a snapshot"`
 	// Heartbeat is the longest silence of a stream.
-	Heartbeat time.Duration `yaml:"heartbeat" help:"warmpath relay: longest silence of a stream; routers take three times as much for a lost connection"`
+	Heartbeat time.Duration `yaml:"heartbeat" help:"warmpath relay: longest silence of a stream, at most 20s; routers take three times as much for a lost connection"`
 	// Timeout bounds every call to a router and every answer awaited.
 	Timeout time.Duration `yaml:"timeout" help:"warmpath relay: time for a router to take one report"`
 	// DrainTimeout bounds the delivery of what is buffered at the end.
@@ -45,6 +45,9 @@ func DefaultConfig() Config {
 		BackoffMin: 200 * time.Millisecond, BackoffMax: 5 * time.Second,
 	}
 }
+
+// maxHeartbeat is the longest of which routers' patience has room for three.
+const maxHeartbeat = maxPatience / 3
 
 // Validate reports every fault of c, one an error, each starting with the
 // field's path below "relay".
@@ -68,6 +71,9 @@ func (c Config) Validate() error {
 	}
 	if c.LogBytes < 64<<10 {
 		errs = append(errs, fmt.Errorf("log_bytes: %d would make snapshots the rule; use %d or more", c.LogBytes, 64<<10))
+	}
+	if c.Heartbeat > maxHeartbeat {
+		errs = append(errs, fmt.Errorf("heartbeat: %s is too long, routers take a relay that is silent for a minute for lost; use %s or less", c.Heartbeat, maxHeartbeat))
 	}
 	errs = append(errs, positive("heartbeat", c.Heartbeat), positive("timeout", c.Timeout), positive("drain_timeout", c.DrainTimeout))
 	errs = append(errs, validateBackoff(c.BackoffMin, c.BackoffMax)...)

@@ -39,8 +39,6 @@ type Relay struct {
 	feeds map[int]*feed // by rank; guarded by mu
 	// opened tells Run of new feeds.
 	opened chan *feed
-	// draining is closed when the process is to end.
-	draining chan struct{}
 }
 
 // New returns a relay that hashes with hasher. dial is nil for the network's
@@ -52,7 +50,7 @@ func New(cfg Config, hasher kvindex.Hasher, log *slog.Logger, reg prometheus.Reg
 	return &Relay{
 		cfg: cfg, hasher: hasher, seed: hasher.Fingerprint(), log: log.With("component", "relay"), m: newMetrics(reg), rand: random,
 		out:   outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, dial: dial},
-		feeds: map[int]*feed{}, opened: make(chan *feed, 1024), draining: make(chan struct{}),
+		feeds: map[int]*feed{}, opened: make(chan *feed, 1024),
 	}, nil
 }
 
@@ -118,7 +116,6 @@ func (r *Relay) Run(ctx context.Context, ln net.Listener) error {
 			running = false
 		}
 	}
-	close(r.draining)
 	late := time.AfterFunc(r.cfg.DrainTimeout, func() {
 		stop()
 		if srv != nil {

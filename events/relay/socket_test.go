@@ -361,6 +361,16 @@ func TestConfig_ValidateNamesEveryFault(t *testing.T) {
 			t.Errorf("no fault of %s in %v", field, err)
 		}
 	}
+	slow := DefaultConfig()
+	for beat, ok := range map[time.Duration]bool{20 * time.Second: true, 20*time.Second + 1: false} {
+		slow.Heartbeat = beat
+		if err := slow.Validate(); (err == nil) != ok || !ok && !strings.HasPrefix(err.Error(), "heartbeat:") {
+			t.Errorf("heartbeat %v: %v", beat, err)
+		}
+		if three := 3 * beat; ok && patience(uint32(beat.Milliseconds())) < three {
+			t.Errorf("routers wait less than %v for a heartbeat of %v", three, beat)
+		}
+	}
 	open := DefaultRouterConfig()
 	open.Listen = "0.0.0.0:9005"
 	if err := open.Validate(); err == nil || !strings.Contains(err.Error(), "tokens_file") {

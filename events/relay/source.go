@@ -242,9 +242,12 @@ func (s *Source) subscribe(ctx context.Context, f events.Feed, id Identity, from
 	return st, nil
 }
 
+// maxPatience bounds how long any peer may be silent.
+const maxPatience = time.Minute
+
 // patience is how long a peer that speaks that often may be silent.
 func patience(heartbeatMs uint32) time.Duration {
-	return min(max(3*time.Duration(heartbeatMs)*time.Millisecond, 50*time.Millisecond), time.Minute)
+	return min(max(3*time.Duration(heartbeatMs)*time.Millisecond, 50*time.Millisecond), maxPatience)
 }
 
 // checkHello checks what a relay says of itself, and that its certificate, where
