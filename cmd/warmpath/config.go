@@ -371,7 +371,16 @@ func (c Config) Warnings() []string {
 	if c.Routing.Strategy == "prefix-cache" && events == 0 && !c.Pool.Discovers() {
 		ws = append(ws, "routing.strategy: prefix-cache, but no endpoint has events, so caches are guessed from what this router sends; set pool.static.endpoints[].events")
 	}
-	return append(ws, c.modelWarnings(len(bases))...)
+	return slices.Concat(ws, c.relayWarnings(), c.modelWarnings(len(bases)))
+}
+
+// relayWarnings are those of the process beside an engine.
+func (c Config) relayWarnings() []string {
+	ws := c.Relay.Warnings()
+	for i := range ws {
+		ws[i] = "relay." + ws[i]
+	}
+	return ws
 }
 
 // modelWarnings is about requests that reach an engine without their model

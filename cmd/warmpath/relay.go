@@ -28,6 +28,9 @@ func cmdRelay(ctx context.Context, p process) int {
 		return c.fail(err)
 	}
 	log := newLogger(p.stderr, cfg.Log)
+	for _, w := range cfg.relayWarnings() {
+		log.Warn(w)
+	}
 	if err := serveRelay(ctx, cfg, log); err != nil {
 		log.Error("stopped", "err", err)
 		return exitFault

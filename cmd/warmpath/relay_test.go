@@ -64,6 +64,16 @@ func TestConfig_RelaysNeedASeed(t *testing.T) {
 	}
 }
 
+func TestConfig_WarnsOfARelayForEverybody(t *testing.T) {
+	cfg, err := parse("w.yaml", []byte("relay: {listen: \"0.0.0.0:5560\"}\npool: {static: {endpoints: [{name: e, address: \"127.0.0.1:8000\"}]}}\n"), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ws := strings.Join(cfg.Warnings(), "\n"); !strings.Contains(ws, "relay.listen: ") || !strings.Contains(ws, "tokens_file") {
+		t.Errorf("warnings:\n%s", ws)
+	}
+}
+
 // The command itself: a fake engine, warmpath relay beside it, and a router
 // that follows it; then it is stopped.
 func TestRelay_Command(t *testing.T) {

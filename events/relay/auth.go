@@ -17,7 +17,8 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// subjectRead is the subject of a tokens file that may use the read API.
+// subjectRead is the subject of a tokens file that may use a router's read API,
+// or follow a relay.
 const subjectRead = "read"
 
 // tokens says which token belongs to whom. It keeps hashes, so that comparing
@@ -84,7 +85,8 @@ func callerOf(ctx context.Context) caller {
 }
 
 // access says who may call a server. Where neither certificates nor tokens are
-// asked for, which only a loopback listener may do, everybody may.
+// asked for, everybody may: a router is so on loopback alone, a relay wherever
+// it is told to be.
 type access struct {
 	mtls       bool
 	tokensFile string
@@ -98,7 +100,7 @@ func (a access) endpoint(c caller, name, address string) error {
 	return a.allow(c, func(cert *x509.Certificate) bool { return speaksFor(cert, name, address) }, name, address)
 }
 
-// reader tells whether a caller may use the read API: by any certificate that
+// reader tells whether a caller may read, a router's state or a relay's: by any certificate that
 // the authorities signed, or a token for reading.
 func (a access) reader(c caller) error {
 	return a.allow(c, func(*x509.Certificate) bool { return true }, subjectRead)

@@ -33,6 +33,9 @@ type Config struct {
 	BackoffMin time.Duration `yaml:"backoff_min" help:"warmpath relay: shortest pause before a router is tried again"`
 	BackoffMax time.Duration `yaml:"backoff_max" help:"warmpath relay: longest such pause"`
 	TLS        TLSConfig     `yaml:"tls"`
+	// TokensFile lists the tokens with which routers may subscribe, those of the
+	// subject read.
+	TokensFile string `yaml:"tokens_file" help:"warmpath relay: file of lines read TOKEN that says which routers may subscribe, by their cachestate.token_file; empty: those with a certificate of tls.client_ca, and without that everybody who can reach listen and names the fingerprint of the seed"`
 	// TokenFile holds the token that the relay shows to routers.
 	TokenFile string `yaml:"token_file" help:"warmpath relay: file with the token that is shown to routers, one that their cachestate.tokens_file binds to this endpoint; empty: none"`
 }
@@ -61,6 +64,9 @@ func (c Config) Validate() error {
 	if ap, err := netip.ParseAddrPort(c.Endpoint); c.Endpoint != "" && (err != nil || ap.String() != c.Endpoint) {
 		errs = append(errs, fmt.Errorf("endpoint: %q is not ip:port; use the address that routers have in their pool, such as 10.0.0.7:8000", c.Endpoint))
 	}
+	if c.TokensFile != "" && c.Listen == "" {
+		errs = append(errs, errors.New("tokens_file: set, but nothing is served; set listen, or empty it"))
+	}
 	for i, a := range c.ReportTo {
 		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" {
 			errs = append(errs, fmt.Errorf("report_to[%d]: %q is not host:port; use for example warmpath:9005", i, a))
@@ -79,6 +85,17 @@ func (c Config) Validate() error {
 	errs = append(errs, validateBackoff(c.BackoffMin, c.BackoffMax)...)
 	errs = append(errs, c.TLS.validate(c.Listen != "", len(c.ReportTo) > 0)...)
 	return errors.Join(errs...)
+}
+
+// Warnings lists what is allowed and probably not what was meant, in the form
+// of [Config.Validate].
+func (c Config) Warnings() []string {
+	ap, err := netip.ParseAddrPort(c.Listen)
+	if err != nil || ap.Addr().IsLoopback() || c.TLS.ClientCA != "" || c.TokensFile != "" {
+		return nil
+	}
+	return []string{fmt.Sprintf("listen: %q can be reached from other machines, and whoever names the fingerprint of the seed, which goes over the wire in clear without tls, can read the hashes of what the engine holds; "+
+		"set tls with client_ca, or tokens_file, or let the network admit routers alone", c.Listen)}
 }
 
 // RouterConfig is that of a router: how it follows relays, and what it serves
@@ -103,7 +120,7 @@ type RouterConfig struct {
 	// ends, and reads it when it starts; empty: it starts with nothing.
 	SnapshotFile string `yaml:"snapshot_file" help:"file in which a router that is stopped leaves what it knows of the engines' caches, for the next one to go on from; needs index.seed_file; empty: none"`
 	// TokenFile holds the token that the router shows to relays.
-	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays; empty: none"`
+	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays, one that their relay.tokens_file has for read; empty: none"`
 }
 
 // DefaultRouterConfig returns the defaults.

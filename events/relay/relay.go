@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -31,6 +32,7 @@ type Relay struct {
 	hasher kvindex.Hasher
 	seed   uint64
 	out    outgoing
+	access access
 	log    *slog.Logger
 	m      *metrics
 
@@ -49,8 +51,9 @@ func New(cfg Config, hasher kvindex.Hasher, log *slog.Logger, reg prometheus.Reg
 	}
 	return &Relay{
 		cfg: cfg, hasher: hasher, seed: hasher.Fingerprint(), log: log.With("component", "relay"), m: newMetrics(reg), rand: random,
-		out:   outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, dial: dial},
-		feeds: map[int]*feed{}, opened: make(chan *feed, 1024),
+		out:    outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, dial: dial},
+		access: access{mtls: cfg.TLS.ClientCA != "", tokensFile: cfg.TokensFile},
+		feeds:  map[int]*feed{}, opened: make(chan *feed, 1024),
 	}, nil
 }
 
@@ -132,13 +135,18 @@ func (r *Relay) Run(ctx context.Context, ln net.Listener) error {
 
 // Subscribe implements the service.
 func (r *Relay) Subscribe(req *pb.SubscribeRequest, to grpc.ServerStreamingServer[pb.SubscribeResponse]) error {
+	if err := r.access.reader(callerOf(to.Context())); err != nil {
+		r.m.refused.Inc()
+		r.log.Warn("subscriber refused", "err", err)
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
 	f := r.feed(int(req.GetIdentity().GetRank()))
 	if f == nil {
 		return status.Error(codes.Unavailable, "the engine is not followed yet: its model is not known, or it has no such rank")
 	}
 	if err := f.identity.check(req.Identity); err != nil {
 		r.m.refused.Inc()
-		r.log.Warn("subscriber refused", "err", err)
+		r.log.Warn("subscriber refused", "err", err, "fingerprint", fmt.Sprintf("%016x", r.seed))
 		return status.Error(codes.FailedPrecondition, err.Error())
 	}
 	r.m.subscribers.Inc()

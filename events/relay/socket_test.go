@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"math/rand/v2"
@@ -256,6 +257,49 @@ func TestSubscribe_TLS(t *testing.T) {
 	follow(t, newTestSource(t, bare, testHasher, false), address).awaitError(t, "certificate")
 }
 
+// A relay with a tokens file is followed by those alone that show a token of
+// it, and tells nobody its fingerprint.
+func TestSubscribe_Tokens(t *testing.T) {
+	dir := t.TempDir()
+	write := func(file, text string) string {
+		path := filepath.Join(dir, file)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	reads, other := strings.Repeat("r", 32), strings.Repeat("o", 32)
+	cfg := quickConfig()
+	cfg.TokensFile = write("tokens", "read "+reads+"\n"+testAddress+" "+other+"\n")
+	address := startRelay(t, cfg, testHasher)
+	router := quickRouter()
+	follow(t, newTestSource(t, router, testHasher, false), address).awaitError(t, errDenied.Error())
+	router.TokenFile = write("other", other)
+	follow(t, newTestSource(t, router, testHasher, false), address).awaitError(t, errDenied.Error())
+	router.TokenFile = write("reads", reads)
+	follow(t, newTestSource(t, router, testHasher, false), address).awaitExact(t)
+
+	f := follow(t, newTestSource(t, router, kvindex.NewHasher(1), false), address)
+	f.awaitError(t, "index.seed_file")
+	if text, own := f.status().Err.Error(), fmt.Sprintf("%016x", testHasher.Fingerprint()); strings.Contains(text, own) {
+		t.Errorf("the relay's fingerprint is told to a stranger: %s", text)
+	}
+}
+
+func TestConfig_WarnsOfARelayForEverybody(t *testing.T) {
+	for listen, want := range map[string]int{"0.0.0.0:5560": 1, "127.0.0.1:5560": 0, "": 0} {
+		cfg := DefaultConfig()
+		cfg.Listen = listen
+		if got := cfg.Warnings(); len(got) != want || want > 0 && !strings.HasPrefix(got[0], "listen:") {
+			t.Errorf("%q: %q", listen, got)
+		}
+		cfg.TokensFile = "tokens"
+		if got := cfg.Warnings(); len(got) != 0 {
+			t.Errorf("%q with tokens: %q", listen, got)
+		}
+	}
+}
+
 func TestSubscribe_SeedsMustAgree(t *testing.T) {
 	address := startRelay(t, quickConfig(), testHasher)
 	follow(t, newTestSource(t, quickRouter(), testHasher, false), address).awaitExact(t)
@@ -354,6 +398,11 @@ func TestConfig_ValidateNamesEveryFault(t *testing.T) {
 	}
 	if err := DefaultRouterConfig().Validate(); err != nil {
 		t.Errorf("defaults: %v", err)
+	}
+	deaf := DefaultConfig()
+	deaf.Listen, deaf.TokensFile = "", "tokens"
+	if err := deaf.Validate(); err == nil || !strings.Contains(err.Error(), "tokens_file:") {
+		t.Errorf("tokens for nobody are valid: %v", err)
 	}
 	bad := Config{Listen: "x", Endpoint: "z", ReportTo: []string{"y"}, Window: -1, LogBytes: 1, TLS: TLSConfig{Cert: "c"}}
 	for _, field := range []string{"listen:", "endpoint:", "report_to[0]:", "window:", "log_bytes:", "heartbeat:", "timeout:", "drain_timeout:", "backoff_min:", "tls.cert:"} {

@@ -76,7 +76,8 @@ type mismatchError struct{ text string }
 
 func (e *mismatchError) Error() string { return e.text }
 
-// check tells why hashes of a peer that says it is got cannot be used here.
+// check tells why hashes of a peer that says it is got cannot be used here. The
+// peer is told as well, so that our own fingerprint is not in it.
 func (i Identity) check(got *pb.Identity) error {
 	no := func(format string, args ...any) error { return &mismatchError{fmt.Sprintf(format, args...)} }
 	switch {
@@ -91,7 +92,7 @@ func (i Identity) check(got *pb.Identity) error {
 	case got.SeedFingerprint == 0:
 		return no("the peer's hash seed is random; set its index.seed_file to the fleet's")
 	case got.SeedFingerprint != i.Seed:
-		return no("the peer's hash seed is another one (fingerprint %016x, here %016x); index.seed_file must hold the same seed in both", got.SeedFingerprint, i.Seed)
+		return no("the peer's hash seed is another one, of fingerprint %016x; index.seed_file must hold the same seed in both", got.SeedFingerprint)
 	case got.Endpoint != i.Endpoint || int(got.Rank) != i.Rank:
 		return no("the peer speaks of endpoint %s rank %d, wanted is %s rank %d; check the endpoint's address and relay", got.Endpoint, got.Rank, i.Endpoint, i.Rank)
 	case got.Model != i.Model:
