@@ -114,14 +114,20 @@ func (f *feed) renew(incarnation uint64) {
 }
 
 // raise begins an incarnation after one that somebody has heard of although it
-// is later than ours: the clock went back.
-func (f *feed) raise(above uint64) {
+// is later than ours: the clock went back. A closed feed stays as it is, which
+// raise reports by false: the later one is its successor's.
+func (f *feed) raise(above uint64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.cursor.incarnation <= above {
+	switch {
+	case f.cursor.incarnation > above:
+	case f.closed:
+		return false
+	default:
 		f.renew(above + 1)
 		f.wake()
 	}
+	return true
 }
 
 // Root implements [events.Tap].

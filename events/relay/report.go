@@ -78,8 +78,8 @@ func (r *Relay) session(ctx context.Context, f *feed, to string) error {
 	beat := time.NewTicker(r.cfg.Heartbeat)
 	defer beat.Stop()
 	for {
-		if p.at.incarnation > head.incarnation {
-			f.raise(p.at.incarnation)
+		if p.at.incarnation > head.incarnation && !f.raise(p.at.incarnation) {
+			return errDrained // the router has our successor's state, and wants ours no more
 		}
 		v := f.next(p.at, atOnce)
 		head = v.head

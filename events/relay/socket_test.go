@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -379,6 +380,37 @@ func TestReport_OnlyForTheOwnEndpoint(t *testing.T) {
 			f.awaitError(t, errNoReports.Error())
 		})
 	}
+}
+
+// What is left to report of a publisher that is followed no more does not
+// overrule what is reported of the same publisher since.
+func TestReport_ClosedFeedYieldsToItsSuccessor(t *testing.T) {
+	router := quickRouter()
+	src := newTestSource(t, router, testHasher, false)
+	f := follow(t, src, pool.RelayPush)
+	ln := listenLocal(t)
+	address := ln.Addr().String()
+	srv := NewServer(router, src, View{}, slog.New(slog.DiscardHandler))
+	run(t, func(ctx context.Context) error { return srv.Run(ctx, ln) })
+	cfg := quickConfig()
+	cfg.Listen, cfg.ReportTo = "", []string{address}
+	r, err := New(cfg, testHasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap := r.Open(events.Subject{Address: testAddress, Model: "m"}, newSide(t).w)
+	tap.Close()
+	startRelay(t, cfg, testHasher)
+	f.awaitExact(t)
+	old := r.feed(0)
+	before := old.head()
+	if err := r.session(t.Context(), old, address); !errors.Is(err, errDrained) {
+		t.Errorf("the closed feed's session ended with %v, want that there is nothing more to tell", err)
+	}
+	if old.head() != before {
+		t.Errorf("a closed feed went on from %v to %v", before, old.head())
+	}
+	f.awaitExact(t)
 }
 
 func TestReadTokens_NamesTheLineNotTheSecret(t *testing.T) {
