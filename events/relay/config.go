@@ -106,7 +106,7 @@ type RouterConfig struct {
 	Listen string `yaml:"listen" help:"ip:port of the gRPC server for relays that report by themselves and for the read API; empty: none"`
 	// GiveUp is how long a publisher's state is kept, and not trusted, while
 	// its relay cannot be had; then the engine's own stream takes over.
-	GiveUp time.Duration `yaml:"give_up" help:"how long a relay may be away before its endpoint is fed by the engine's own events, if there are any, and its state dropped"`
+	GiveUp time.Duration `yaml:"give_up" help:"how long a relay may be away, or say nothing that can be taken, before its endpoint is fed by the engine's own events, if there are any, and its state dropped"`
 	// Timeout bounds the beginning of a stream, and its silence until the relay
 	// has said how often it speaks.
 	Timeout time.Duration `yaml:"timeout" help:"time for a relay to answer"`
