@@ -390,3 +390,26 @@ func TestMemory_WithdrawsWhatIsRefuted(t *testing.T) {
 		t.Errorf("%d claims were wrong, want a few and then none", s.wrong)
 	}
 }
+
+// What the user has spoken after goes on in another way than what is still
+// being worked on, for templates that drop reasoning with the next question.
+func TestOutline_TellsTurnsApart(t *testing.T) {
+	transition := func(past, current string) uint64 {
+		ms := []chatMessage{
+			{Role: "user"}, {Role: "assistant", Reasoning: past},
+			{Role: "user"}, {Role: "assistant", Reasoning: current}, {Role: "tool"}, {Role: "assistant"},
+			{Role: "user", Content: "next"},
+		}
+		var o outline
+		if !o.read(chatPrompt(ms, false), 11) {
+			t.Fatal("no outline")
+		}
+		return o.transition(len(ms) - 2)
+	}
+	if transition("r", "") == transition("", "r") {
+		t.Error("reasoning of a past turn and of this one are the same to it")
+	}
+	if transition("r", "s") != transition("other", "words") {
+		t.Error("it looks at the words")
+	}
+}

@@ -18,7 +18,10 @@ type segment struct {
 	// shape is what the chat template can branch on without reading the
 	// content: the role, the members, the kinds of their values.
 	shape uint64
-	// shapes is the set of shapes up to here, without their number and order.
+	// shapes is the set of shapes up to here, and that of those since the user
+	// last spoke, both without their number and order. Templates tell the two
+	// apart: many show reasoning only until the user speaks again (Qwen3's chat
+	// template looks for the last query).
 	shapes uint64
 }
 
@@ -45,13 +48,14 @@ type outline struct {
 	heads []head
 
 	lastBuf  [headBytes]byte
-	distinct []uint64
+	distinct []uint64 // shapes, see segment.shapes
+	turn     []uint64 // those since the user last spoke
 }
 
 // read makes o the outline of p and reports whether there is one.
 func (o *outline) read(p *routing.Prompt, seed uint64) bool {
 	o.kind, o.seed, o.segs, o.hasTip, o.heads = p.Kind, seed, o.segs[:0], false, o.heads[:0]
-	o.distinct = o.distinct[:0]
+	o.distinct, o.turn = o.distinct[:0], o.turn[:0]
 	var flags [4]byte
 	flags[0] = byte(p.Kind)
 	for i, f := range [...]*bool{p.AddSpecialTokens, p.AddGenerationPrompt, p.ContinueFinalMessage} {
@@ -156,12 +160,21 @@ func (o *outline) readChat(messages []byte) bool {
 			shape ^= 0x5bd1e9955bd1e995
 		}
 		end = end.then(raw, o.seed)
+		if string(m.role) == `"user"` {
+			o.turn = o.turn[:0]
+		}
 		if !slices.Contains(o.distinct, shape) {
 			o.distinct = append(o.distinct, shape)
+		}
+		if !slices.Contains(o.turn, shape) {
+			o.turn = append(o.turn, shape)
 		}
 		var set uint64
 		for _, s := range o.distinct {
 			set += s * 0x9E3779B97F4A7C15
+		}
+		for _, s := range o.turn {
+			set += s * 0xC2B2AE3D27D4EB4F
 		}
 		o.segs = append(o.segs, segment{end: end, bytes: o.bytes + w.pos, shape: shape, shapes: set})
 		o.hasTip = m.members == 2 && m.role != nil && m.content != nil
