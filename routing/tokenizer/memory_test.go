@@ -396,8 +396,12 @@ func TestMemory_WithdrawsWhatIsRefuted(t *testing.T) {
 func TestOutline_TellsTurnsApart(t *testing.T) {
 	transition := func(past, current string) uint64 {
 		ms := []chatMessage{
-			{Role: "user"}, {Role: "assistant", Reasoning: past},
-			{Role: "user"}, {Role: "assistant", Reasoning: current}, {Role: "tool"}, {Role: "assistant"},
+			{Role: "user"},
+			{Role: "assistant", Reasoning: past},
+			{Role: "user"},
+			{Role: "assistant", Reasoning: current},
+			{Role: "tool"},
+			{Role: "assistant"},
 			{Role: "user", Content: "next"},
 		}
 		var o outline
