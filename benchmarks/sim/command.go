@@ -315,6 +315,7 @@ func list(out io.Writer) error {
 	for _, b := range baselines() {
 		fmt.Fprintf(out, "  %-18s %s\n", b.name, b.doc)
 	}
+	fmt.Fprintf(out, "\nbounds, not part of all: %s\n", strings.Join(Bounds(), ", "))
 	fmt.Fprintln(out, "\nworkloads:")
 	for _, s := range workload.Presets() {
 		fmt.Fprintf(out, "  %-18s %s\n", s.Name, s.Doc)

@@ -25,6 +25,8 @@
 //     steps are as long as those of one endpoint.
 //   - The knee is the highest rate of arrivals at which the pooled reference
 //     has a mean time to first token of at most 2 s. Load is a share of it.
+//   - The twin of prefix-cache is that strategy with nothing to wait for: it reads
+//     the engines' true state before every decision, see [Bounds].
 //   - The ceiling is the token hit of one cache as large as all together, least
 //     recently used out.
 //

@@ -20,6 +20,7 @@ import (
 type product struct {
 	r       *run
 	replica int
+	exact   bool // it is a [twin]
 	specs   []pool.Spec
 	pool    *pool.Pool
 	index   *kvindex.Index
@@ -38,7 +39,7 @@ type product struct {
 
 func newProduct(r *run, replica int) (*product, error) {
 	p := &product{
-		r: r, replica: replica, hasher: kvindex.NewHasher(mix(r.seed)),
+		r: r, replica: replica, exact: r.Strategy == twin, hasher: kvindex.NewHasher(mix(r.seed)),
 		writers: make([]*kvindex.Writer, r.Endpoints), promises: map[int]*routing.Context{},
 	}
 	for i := range r.Endpoints {
@@ -56,7 +57,9 @@ func newProduct(r *run, replica int) (*product, error) {
 		return nil, err
 	}
 	cfg := r.Routing
-	cfg.Strategy = r.Strategy
+	if cfg.Strategy = r.Strategy; p.exact {
+		cfg.Strategy = tested
+	}
 	if p.router, err = routing.New(cfg, p.pool, p.index, p, p.hasher, slog.New(slog.DiscardHandler), reg, random(2)); err != nil {
 		return nil, err
 	}
@@ -111,6 +114,9 @@ func (p *product) choose(now time.Time, i int) (int, int, error) {
 		req.Prompt = routing.Prompt{Kind: routing.PromptTokens, Tokens: p.tokens}
 	} else {
 		req.Prompt = routing.Prompt{Kind: routing.PromptText, Text: p.r.prompts[i].key}
+	}
+	if p.exact {
+		p.inform(now)
 	}
 	p.current = i
 	c := routing.NewContext(context.Background(), req)

@@ -86,6 +86,9 @@ func newRun(s Scenario, t *traffic, seed uint64) (*run, error) {
 		Scenario: s, traffic: t, seed: seed, random: rand.New(rand.NewPCG(seed, 0xbb67ae8584caa73b)),
 		endpoints: make([]endpoint, s.Endpoints), requests: make([]request, len(t.Requests)),
 	}
+	if r.Strategy == twin {
+		r.Lag, r.Loss = 0, 0
+	}
 	r.arrivals, r.order = t.Arrivals(s.Speed, seed)
 	for i := range r.endpoints {
 		core, err := r.newCore(i)

@@ -18,7 +18,8 @@ func productStrategies() []string {
 	return slices.DeleteFunc(routing.Strategies(), func(n string) bool { return slices.Contains(excluded, n) })
 }
 
-// Strategies returns the names of all strategies, those of the product first.
+// Strategies returns the names of all strategies that a router could follow, those
+// of the product first.
 func Strategies() []string {
 	names := productStrategies()
 	for _, b := range baselines() {
@@ -27,10 +28,14 @@ func Strategies() []string {
 	return names
 }
 
+// Bounds returns the names of strategies that know what no router can: they say
+// what is left to gain.
+func Bounds() []string { return []string{twin} }
+
 // known tells whether a strategy can be run: one by name, or a blend of the
 // product's.
 func known(name string) bool {
-	if slices.Contains(Strategies(), name) {
+	if slices.Contains(Strategies(), name) || slices.Contains(Bounds(), name) {
 		return true
 	}
 	cfg := routing.DefaultConfig()
@@ -44,7 +49,8 @@ func unknownStrategy(name string) error {
 	if slices.Contains(excluded, name) {
 		return fmt.Errorf("strategy %q cannot run in virtual time", name)
 	}
-	return fmt.Errorf("strategy %q does not exist%s; use one of %s", name, workload.DidYouMean(name, Strategies()), strings.Join(Strategies(), ", "))
+	all := append(Strategies(), Bounds()...)
+	return fmt.Errorf("strategy %q does not exist%s; use one of %s", name, workload.DidYouMean(name, all), strings.Join(all, ", "))
 }
 
 // newChooser returns the chooser of the scenario's strategy for one replica.
