@@ -163,6 +163,10 @@ func TestMetricsHaveVLLMsNames(t *testing.T) {
 		"vllm:time_to_first_token_seconds_count" + labels + " 2",
 		"vllm:inter_token_latency_seconds_count" + labels + " 8",
 		"vllm:e2e_request_latency_seconds_count" + labels + " 2",
+		"vllm:request_queue_time_seconds_count" + labels + " 2",
+		"vllm:request_prefill_time_seconds_count" + labels + " 2",
+		"vllm:request_decode_time_seconds_count" + labels + " 2",
+		"vllm:request_inference_time_seconds_count" + labels + " 2",
 		`vllm:cache_config_info{block_size="16",enable_prefix_caching="True",engine="3",num_gpu_blocks="50",prefix_caching_hash_algo="sha256_cbor"} 1`,
 	} {
 		if !slices.Contains(strings.Split(text, "\n"), want) {
@@ -186,7 +190,7 @@ func TestMetricsNameTheAdapters(t *testing.T) {
 	for _, adapter := range []string{"b", "a", "b"} {
 		st, err := f.driver.submit(t.Context(), engine.Request{
 			Prompt: make([]kvindex.TokenID, 9), OutputTokens: 10_000, Adapter: adapter,
-		})
+		}, finishLength)
 		if err != nil {
 			t.Fatal(err)
 		}

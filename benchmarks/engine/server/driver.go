@@ -60,6 +60,7 @@ func newDriver(core *engine.Core, scale float64, m *metrics, publish func([]engi
 // stream carries the tokens of one sequence from the driver to its handler.
 type stream struct {
 	id      engine.SequenceID
+	reason  string // to finish, for the metrics
 	arrived time.Time
 	last    time.Time     // the latest emission; only the driver uses it
 	wake    chan struct{} // capacity 1
@@ -178,11 +179,16 @@ func (d *driver) deliver(now time.Time, r engine.StepResult) {
 		s.last = now
 		s.put(e.Token)
 	}
+	// Ended requests are counted before they stop running: who adds both up, as
+	// routers do, must not miss one for good.
+	for i := range r.Finished {
+		f := &r.Finished[i]
+		d.metrics.ended(f, d.streams[f.ID].reason)
+	}
 	d.snapshot()
 	for _, f := range r.Finished {
 		s := d.streams[f.ID]
 		delete(d.streams, f.ID)
-		d.metrics.e2eLatency.Observe(now.Sub(s.arrived).Seconds())
 		s.finish(f)
 	}
 }
@@ -224,9 +230,9 @@ func (d *driver) call(ctx context.Context, when chan<- func(), f func()) error {
 	}
 }
 
-// submit starts a sequence.
-func (d *driver) submit(ctx context.Context, r engine.Request) (*stream, error) {
-	s := &stream{wake: make(chan struct{}, 1)}
+// submit starts a sequence, which will finish for a reason.
+func (d *driver) submit(ctx context.Context, r engine.Request, reason string) (*stream, error) {
+	s := &stream{reason: reason, wake: make(chan struct{}, 1)}
 	var refused error
 	err := d.call(ctx, d.calls, func() {
 		s.arrived = time.Now()

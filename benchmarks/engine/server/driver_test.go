@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +29,7 @@ func TestDriverKeepsModelTime(t *testing.T) {
 
 			s := &Server{driver: d}
 			began := time.Now()
-			st, err := d.submit(ctx, engine.Request{Prompt: make([]kvindex.TokenID, 20), OutputTokens: 3})
+			st, err := d.submit(ctx, engine.Request{Prompt: make([]kvindex.TokenID, 20), OutputTokens: 3}, finishLength)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -50,6 +51,57 @@ func TestDriverKeepsModelTime(t *testing.T) {
 	}
 }
 
+// The metrics of a request's phases are their times, and the driver counts it
+// as ended by itself: no handler has to run in between.
+func TestDriverMeasuresPhases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		profile := engine.Profile{Name: "test", Base: 10, PerPrefillToken: 0.5}
+		cfg := Config{Engine: engine.Config{Profile: profile, Blocks: 100, MaxSeqs: 1}}.WithDefaults()
+		core, err := engine.New(cfg.Engine)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reg := prometheus.NewRegistry()
+		d := newDriver(core, 1, newMetrics(reg, cfg), func([]engine.Event, time.Time) {})
+		ctx, stop := context.WithCancel(t.Context())
+		go d.run(ctx)
+		defer func() { stop(); <-d.stopped }()
+		for range 2 { // 20 ms of prefill and twice 10 of decoding each; the second waits for the first
+			prompt := make([]kvindex.TokenID, 20)
+			if _, err := d.submit(ctx, engine.Request{Prompt: prompt, OutputTokens: 3, Salt: time.Now().String()}, finishLength); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(time.Millisecond)
+		}
+		<-time.After(time.Second)
+		synctest.Wait()
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if h := m.GetHistogram(); h != nil {
+					got[f.GetName()] = math.Round(h.GetSampleSum()*1e6) / 1e3 // ms
+				} else if c := m.GetCounter(); c != nil {
+					got[f.GetName()] += c.GetValue()
+				}
+			}
+		}
+		want := map[string]float64{
+			"vllm:request_queue_time_seconds": 39, "vllm:request_prefill_time_seconds": 40,
+			"vllm:request_decode_time_seconds": 40, "vllm:request_inference_time_seconds": 80,
+			"vllm:e2e_request_latency_seconds": 119, "vllm:request_success_total": 2,
+		}
+		for name, v := range want {
+			if got[name] != v {
+				t.Errorf("%s: %v, want %v", name, got[name], v)
+			}
+		}
+	})
+}
+
 // What must run between steps waits for the end of the step in flight, and
 // what comes after the driver's end is refused.
 func TestBoundaryCallsWaitForTheStep(t *testing.T) {
@@ -63,7 +115,7 @@ func TestBoundaryCallsWaitForTheStep(t *testing.T) {
 		d := newDriver(core, 1, newMetrics(prometheus.NewRegistry(), cfg), func([]engine.Event, time.Time) {})
 		ctx, stop := context.WithCancel(t.Context())
 		go d.run(ctx)
-		if _, err := d.submit(ctx, engine.Request{Prompt: make([]kvindex.TokenID, 20), OutputTokens: 2}); err != nil {
+		if _, err := d.submit(ctx, engine.Request{Prompt: make([]kvindex.TokenID, 20), OutputTokens: 2}, finishLength); err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()

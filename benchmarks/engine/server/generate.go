@@ -140,7 +140,7 @@ func (s *Server) chatCompletions(w http.ResponseWriter, r *http.Request) {
 
 // generate runs a generation and answers with it.
 func (s *Server) generate(w http.ResponseWriter, r *http.Request, e endpoint, q sampling, g generation) {
-	st, err := s.driver.submit(r.Context(), g.request)
+	st, err := s.driver.submit(r.Context(), g.request, g.finish)
 	if err != nil {
 		writeError(w, refused(err))
 		return
@@ -164,7 +164,6 @@ func (s *Server) generate(w http.ResponseWriter, r *http.Request, e endpoint, q 
 		writeError(w, err)
 		return
 	}
-	s.metrics.success.WithLabelValues(g.finish).Inc()
 	c := e.choice(s.text(ids), true)
 	c.FinishReason = &g.finish
 	if q.ReturnTokenIDs {
@@ -224,7 +223,6 @@ func (s *Server) streamReply(
 		s.streamError(w, r, err)
 		return
 	}
-	s.metrics.success.WithLabelValues(g.finish).Inc()
 	if q.StreamOptions.IncludeUsage && send([]choice{}, usageOf(f)) != nil {
 		return
 	}

@@ -14,8 +14,10 @@ import (
 type metrics struct {
 	timeToFirstToken  prometheus.Histogram
 	interTokenLatency prometheus.Histogram
-	e2eLatency        prometheus.Histogram
-	success           *prometheus.CounterVec
+	// What follows is observed of a request when it has ended.
+	e2eLatency, queueTime, prefillTime, decodeTime, inferenceTime prometheus.Histogram
+
+	success *prometheus.CounterVec
 }
 
 // vLLM's buckets, in seconds.
@@ -50,6 +52,10 @@ func newMetrics(reg prometheus.Registerer, cfg Config) *metrics {
 		timeToFirstToken:  histogram("vllm:time_to_first_token_seconds", "Histogram of time to first token in seconds.", bucketsTTFT),
 		interTokenLatency: histogram("vllm:inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", bucketsITL),
 		e2eLatency:        histogram("vllm:e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", bucketsE2E),
+		queueTime:         histogram("vllm:request_queue_time_seconds", "Histogram of the time that requests waited, in seconds.", bucketsE2E),
+		prefillTime:       histogram("vllm:request_prefill_time_seconds", "Histogram of the time from admission to the first token, in seconds.", bucketsE2E),
+		decodeTime:        histogram("vllm:request_decode_time_seconds", "Histogram of the time from the first token to the last, in seconds.", bucketsE2E),
+		inferenceTime:     histogram("vllm:request_inference_time_seconds", "Histogram of the time from admission to the last token, in seconds.", bucketsE2E),
 		success: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "vllm:request_success_total", Help: "Count of successfully processed requests.", ConstLabels: labels,
 		}, []string{"finished_reason"}),
@@ -58,6 +64,16 @@ func newMetrics(reg prometheus.Registerer, cfg Config) *metrics {
 		m.success.WithLabelValues(reason)
 	}
 	return m
+}
+
+// ended counts a request that has its last token.
+func (m *metrics) ended(f *engine.Finished, reason string) {
+	m.e2eLatency.Observe(f.Done.Sub(f.Arrived).Seconds())
+	m.queueTime.Observe(f.Admitted.Sub(f.Arrived).Seconds())
+	m.prefillTime.Observe(f.FirstToken.Sub(f.Admitted).Seconds())
+	m.decodeTime.Observe(f.Done.Sub(f.FirstToken).Seconds())
+	m.inferenceTime.Observe(f.Done.Sub(f.Admitted).Seconds())
+	m.success.WithLabelValues(reason).Inc()
 }
 
 func engineLabels(cfg Config) prometheus.Labels {
