@@ -18,8 +18,9 @@ type Outcome struct {
 	// FalseHit is the share of prompt tokens that the router took to be cached
 	// where the engine found them not to be; FalseMiss the other way round.
 	FalseHit, FalseMiss float64
-	// Prefill is how many prompt tokens each endpoint computed.
-	Prefill []int
+	// Prefill is how many prompt tokens each endpoint computed, Served how many
+	// requests it answered to the end.
+	Prefill, Served []int
 	// Imbalance is the most of them over the mean.
 	Imbalance float64
 	// Span is the time from the first arrival to the last token.
@@ -56,7 +57,7 @@ func runWith(ctx context.Context, s Scenario, t *traffic, seed uint64) (*Outcome
 }
 
 func (r *run) outcome() *Outcome {
-	o := &Outcome{Span: r.now.Seconds(), Crashes: r.crashes}
+	o := &Outcome{Span: r.now.Seconds(), Crashes: r.crashes, Served: make([]int, len(r.endpoints))}
 	ttft := make([]float64, 0, len(r.requests))
 	var sum, tpot float64
 	var several int
@@ -67,6 +68,7 @@ func (r *run) outcome() *Outcome {
 			o.Refused++
 			continue
 		}
+		o.Served[q.endpoint]++
 		t := (q.first - q.arrived).Seconds()
 		ttft = append(ttft, t)
 		sum += t

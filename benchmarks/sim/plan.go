@@ -217,7 +217,7 @@ func (x *execution) refer(it *Item, ref *reference, seed int) (Reference, error)
 		return Reference{}, err
 	}
 	_, order := t.Arrivals(speed, x.seed(seed))
-	return Reference{ceilingHit(t, order, it.Endpoints*max(it.blocks(), it.hostBlocks())), o}, nil
+	return Reference{ceilingHit(t, order, it.Endpoints*max(it.Blocks(), it.hostBlocks())), o}, nil
 }
 
 // run runs all cells: first the references of all places, one seed after the

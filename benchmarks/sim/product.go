@@ -110,7 +110,7 @@ func (p *product) choose(now time.Time, i int) (int, int, error) {
 		req.Model = w.Adapter
 	}
 	if p.r.Wire {
-		p.tokens = p.r.appendPrompt(p.tokens[:0], i)
+		p.tokens = AppendPrompt(p.tokens[:0], w)
 		req.Prompt = routing.Prompt{Kind: routing.PromptTokens, Tokens: p.tokens}
 	} else {
 		req.Prompt = routing.Prompt{Kind: routing.PromptText, Text: p.r.prompts[i].key}

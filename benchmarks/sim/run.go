@@ -174,7 +174,7 @@ func (r *run) send(i int) error {
 	w, p := &r.Requests[i], &r.prompts[i]
 	req := engine.Request{OutputTokens: w.OutputTokens, Adapter: w.Adapter}
 	if r.Wire {
-		req.Prompt = r.appendPrompt(make([]kvindex.TokenID, 0, w.InputTokens+w.OutputTokens), i)
+		req.Prompt = AppendPrompt(make([]kvindex.TokenID, 0, w.InputTokens+w.OutputTokens), w)
 	} else {
 		req.PromptTokens, req.Names = w.InputTokens, p.names
 	}
@@ -191,18 +191,6 @@ func (r *run) send(i int) error {
 	e.requests = append(e.requests, int32(i))
 	r.beginStep(at)
 	return nil
-}
-
-// appendPrompt appends a prompt's tokens.
-func (r *run) appendPrompt(dst []kvindex.TokenID, i int) []kvindex.TokenID {
-	w := &r.Requests[i]
-	left := w.InputTokens
-	for _, id := range w.Blocks {
-		n := min(left, blockTokens)
-		dst = appendTokens(dst, id, n)
-		left -= n
-	}
-	return dst
 }
 
 // beginStep begins a step of an endpoint that has none in flight.

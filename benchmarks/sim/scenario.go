@@ -107,10 +107,10 @@ func (s Scenario) Validate() error {
 	return errors.Join(errs...)
 }
 
-// blocks is the number of blocks of one engine's cache.
-func (s *Scenario) blocks() int {
+// Blocks is the number of blocks of one engine's cache.
+func (s *Scenario) Blocks() int {
 	return int(float64(s.Profile.KVTokens)*s.Capacity/workload.BlockTokens) * max(1, s.pool)
 }
 
 // hostBlocks is the number of blocks of one engine's host tier.
-func (s *Scenario) hostBlocks() int { return int(float64(s.blocks()) * s.Host) }
+func (s *Scenario) hostBlocks() int { return int(float64(s.Blocks()) * s.Host) }

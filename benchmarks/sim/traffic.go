@@ -74,6 +74,18 @@ func contentOf(n kvindex.EngineHash) kvindex.ContentHash {
 	return kvindex.ContentHash(mix(uint64(n)))
 }
 
+// AppendPrompt appends the tokens of a request's prompt, as they are with
+// Scenario.Wire: equal blocks have equal tokens.
+func AppendPrompt(dst []kvindex.TokenID, w *workload.Request) []kvindex.TokenID {
+	left := w.InputTokens
+	for _, id := range w.Blocks {
+		n := min(left, blockTokens)
+		dst = appendTokens(dst, id, n)
+		left -= n
+	}
+	return dst
+}
+
 // appendTokens appends n tokens of a block of the workload.
 func appendTokens(dst []kvindex.TokenID, id uint64, n int) []kvindex.TokenID {
 	h := mix(id)
