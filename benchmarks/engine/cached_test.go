@@ -29,6 +29,9 @@ func TestCached(t *testing.T) {
 			if again, more := core.Cached(r); again != device || more != host {
 				t.Fatalf("asked twice: %d+%d, then %d+%d", device, host, again, more)
 			}
+			if d, h := held(core, r.Names, (tokens-1)/cfg.BlockSize); d*cfg.BlockSize != device || h*cfg.BlockSize != host {
+				t.Fatalf("block by block %d+%d, all together %d+%d", d, h, device, host)
+			}
 			if _, err := core.Submit(now, r); err != nil {
 				t.Fatal(err)
 			}
@@ -50,4 +53,20 @@ func TestCached(t *testing.T) {
 	if found[true] == 0 {
 		t.Error("the host tier was never asked")
 	}
+}
+
+// held asks for one block after the other, up to a limit.
+func held(c *Core, names []kvindex.EngineHash, limit int) (device, host int) {
+	for _, n := range names[:min(limit, len(names))] {
+		d, h := c.Holds(n)
+		switch {
+		case d && host == 0:
+			device++
+		case h:
+			host++
+		default:
+			return device, host
+		}
+	}
+	return device, host
 }

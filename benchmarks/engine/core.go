@@ -303,6 +303,17 @@ func (c *Core) Cached(r Request) (device, host int) {
 	return len(hits) * c.cfg.BlockSize, (n - len(hits)) * c.cfg.BlockSize
 }
 
+// Holds tells where the engine holds the block that requests without tokens name
+// so. It changes nothing.
+func (c *Core) Holds(name kvindex.EngineHash) (device, host bool) {
+	d := namedDigest(uint64(name))
+	_, device = c.pool.lookup(d)
+	if c.host != nil {
+		_, host = c.host.at[d]
+	}
+	return device, host
+}
+
 // Abort ends a sequence and frees its blocks: at once, or with the step in
 // flight if that computes it. It reports whether the sequence was alive. An
 // aborted sequence appears in no later result.

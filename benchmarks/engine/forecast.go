@@ -4,12 +4,13 @@ import "time"
 
 // Forecast returns how long the engine takes, from the end of the step in
 // flight, to compute the prompts of all sequences that it has, if no more come:
-// what a request that comes now waits for. It changes nothing.
+// what a request that comes now waits for; and how long every step behind it
+// takes at least, for the answers that are then written. It changes nothing.
 //
 // It plays the coming steps as [Core.Begin] would plan them, but takes every
 // sequence to fit and none to end its answer: where blocks are short the engine
 // takes longer, where many answers end soon it is sooner done.
-func (c *Core) Forecast() time.Duration {
+func (c *Core) Forecast() (prompts, step time.Duration) {
 	f := forecast{core: c, soon: map[Digest]struct{}{}}
 	bs := c.cfg.BlockSize
 	for _, s := range c.running {
@@ -37,7 +38,7 @@ func (c *Core) Forecast() time.Duration {
 	if f.step.prefillTokens > 0 {
 		f.end()
 	}
-	return f.total
+	return f.total, c.cfg.Profile.duration(f.base)
 }
 
 // forecast plays steps.

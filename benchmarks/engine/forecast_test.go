@@ -56,7 +56,8 @@ func TestCore_Forecast(t *testing.T) {
 			submit()
 		}
 		before := c.Stats()
-		want := now.Add(c.Forecast())
+		prompts, _ := c.Forecast()
+		want := now.Add(prompts)
 		if c.Stats() != before {
 			t.Fatal("a forecast changes the engine")
 		}
@@ -94,7 +95,12 @@ func TestCore_ForecastDecoding(t *testing.T) {
 	}
 	// The first has 7 tokens and decodes; of the second 10 are computed: 10 more
 	// beside one decode take 2 + 10 + 7 ms.
-	if got, want := c.Forecast(), 19*time.Millisecond; got != want {
-		t.Errorf("forecast %v, want %v", got, want)
+	// Then both decode, with contexts of 8 and 21 tokens.
+	prompts, step := c.Forecast()
+	if want := 19 * time.Millisecond; prompts != want {
+		t.Errorf("prompts take %v, want %v", prompts, want)
+	}
+	if want := (2 + 8 + 21) * time.Millisecond; step != want {
+		t.Errorf("later steps take %v, want %v", step, want)
 	}
 }

@@ -24,7 +24,7 @@ type options struct {
 	trace, workloads, strategies, profile, preset string
 	endpoints, loads, speeds, capacities, hosts   string
 	lags, losses, replicas, set, out              string
-	seeds, workers, requests                      int
+	seeds, workers, requests, ahead               int
 	restart                                       time.Duration
 	slow                                          float64
 	first                                         uint64
@@ -52,6 +52,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.StringVar(&o.replicas, "replicas", "1", "numbers of routers that share nothing, comma-separated")
 	fs.DurationVar(&o.restart, "restart", 0, "time after which the next endpoint crashes and comes back empty; 0: none does")
 	fs.Float64Var(&o.slow, "slow", 0, "share of endpoints that are half as fast")
+	fs.IntVar(&o.ahead, "ahead", defaultAhead, "arrivals that clairvoyant-greedy knows before they come")
 	fs.BoolVar(&o.wire, "wire", false, "encode KV events as engines do and decode them as serve does")
 	fs.BoolVar(&o.detail, "detail", false, "measure who waited where and what decisions cost, for report")
 	fs.StringVar(&o.set, "set", "", "constants of prefix-cache, as release=1s,eviction_price=2")
@@ -159,7 +160,7 @@ func (o *options) plan() (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	base := Scenario{Replay: o.replay, Restart: o.restart, Slow: o.slow, Wire: o.wire, Detail: o.detail}
+	base := Scenario{Replay: o.replay, Restart: o.restart, Slow: o.slow, Wire: o.wire, Detail: o.detail, Ahead: o.ahead}
 	if base.Profile, err = engine.ProfileByName(o.profile); err != nil {
 		return Plan{}, fmt.Errorf("--profile: %w", err)
 	}
@@ -315,7 +316,7 @@ func list(out io.Writer) error {
 	for _, b := range baselines() {
 		fmt.Fprintf(out, "  %-18s %s\n", b.name, b.doc)
 	}
-	fmt.Fprintf(out, "\nbounds, not part of all: %s\n", strings.Join(Bounds(), ", "))
+	fmt.Fprintf(out, "\nbounds, which know what no router can and are not part of all: %s\n", strings.Join(Bounds(), ", "))
 	fmt.Fprintln(out, "\nworkloads:")
 	for _, s := range workload.Presets() {
 		fmt.Fprintf(out, "  %-18s %s\n", s.Name, s.Doc)

@@ -27,6 +27,7 @@
 //     has a mean time to first token of at most 2 s. Load is a share of it.
 //   - The twin of prefix-cache is that strategy with nothing to wait for: it reads
 //     the engines' true state before every decision, see [Bounds].
+//   - The clairvoyant policy knows that state too, and the next arrivals.
 //   - The ceiling is the token hit of one cache as large as all together, least
 //     recently used out.
 //

@@ -371,6 +371,7 @@ func (s *Scenario) setting() string {
 	note(s.Restart != 0, "restart %v", s.Restart)
 	note(s.Slow != 0, "slow %v", s.Slow)
 	note(s.Wire, "wire")
+	note(s.Strategy == clairvoyantName && s.Ahead != defaultAhead, "ahead %d", s.Ahead)
 	return strings.Join(parts, ", ")
 }
 

@@ -32,6 +32,7 @@ type run struct {
 	// state of requests, by their index in the workload
 	requests []request
 	left     int // requests that have not ended
+	next     int // the place in order of the next arrival
 	crashes  int
 	regrets  []int // by bin, see regret
 	buf      []byte
@@ -142,6 +143,7 @@ func (r *run) happen(e event) error {
 		if n+1 < len(r.order) {
 			r.agenda.add(r.arrivals[n+1], arrive, n+1)
 		}
+		r.next = n + 1
 		i := r.order[n]
 		r.requests[i].arrived = r.now
 		r.requests[i].replica = int32(n % r.Replicas)

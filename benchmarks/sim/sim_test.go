@@ -46,7 +46,7 @@ func TestPlan_Deterministic(t *testing.T) {
 	var want []byte
 	for _, workers := range []int{1, 4, 1} {
 		p := Plan{Seeds: 2, Workers: workers}
-		for _, s := range []string{"prefix-cache", "random", "mooncake-est-ttft"} {
+		for _, s := range []string{"prefix-cache", "random", "mooncake-est-ttft", twin, clairvoyantName} {
 			p.Items = append(p.Items,
 				Item{Name: spec.Name, Source: spec, Load: 0.9, Scenario: Scenario{
 					Strategy: s, Endpoints: 3, Replicas: 2, Lag: 50 * time.Millisecond, Loss: 0.05, Restart: 20 * time.Second,
@@ -97,7 +97,7 @@ func TestSimulate_Conserves(t *testing.T) {
 	for i := range w.Requests {
 		prompt += w.Requests[i].InputTokens
 	}
-	for _, strategy := range Strategies() {
+	for _, strategy := range append(Strategies(), Bounds()...) {
 		o := simulate(t, Scenario{Strategy: strategy, Endpoints: 4, Speed: 2, Capacity: 0.5}, w, 1)
 		computed := 0
 		for _, n := range o.Prefill {

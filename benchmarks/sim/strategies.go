@@ -30,7 +30,7 @@ func Strategies() []string {
 
 // Bounds returns the names of strategies that know what no router can: they say
 // what is left to gain.
-func Bounds() []string { return []string{twin} }
+func Bounds() []string { return []string{twin, clairvoyantName} }
 
 // known tells whether a strategy can be run: one by name, or a blend of the
 // product's.
@@ -59,6 +59,9 @@ func (r *run) newChooser(replica int) (chooser, error) {
 		if b.name == r.Strategy {
 			return newPeer(r, replica, b), nil
 		}
+	}
+	if r.Strategy == clairvoyantName {
+		return newClairvoyant(r), nil
 	}
 	return newProduct(r, replica)
 }

@@ -33,18 +33,20 @@ func (p *product) inform(now time.Time) {
 		exact.PrefillRate = 1e3 / e.core.Config().Profile.PerPrefillToken
 		exact.Has |= pool.FieldPrefillRate
 		l.state.SetLoad(&exact)
-		setBacklog(l.state, now, e.prompts(p.r.now))
+		prompts, _ := e.prompts(p.r.now)
+		setBacklog(l.state, now, prompts)
 	}
 }
 
-// prompts returns how long an engine will compute the prompts that it has. A step
-// in flight counts, whatever it computes: no prompt begins within it.
-func (e *endpoint) prompts(now time.Duration) time.Duration {
-	d := e.core.Forecast()
+// prompts returns how long an engine will compute the prompts that it has, and
+// how long each step behind them takes at least. A step in flight counts,
+// whatever it computes: no prompt begins within it.
+func (e *endpoint) prompts(now time.Duration) (prompts, step time.Duration) {
+	prompts, step = e.core.Forecast()
 	if e.core.InFlight() {
-		d += e.due - now
+		prompts += e.due - now
 	}
-	return d
+	return prompts, step
 }
 
 // setBacklog makes a state's backlog exactly as long.

@@ -44,7 +44,7 @@ func TestTwin_Exact(t *testing.T) {
 	busy := 0
 	for i := range r.endpoints {
 		l, e := &r.links[i*r.Replicas+1], &r.endpoints[i]
-		want := e.prompts(r.now)
+		want, _ := e.prompts(r.now)
 		if got := l.state.Backlog(r.time()); got != want {
 			t.Errorf("endpoint %d: a backlog of %v, want %v", i, got, want)
 		}
