@@ -17,21 +17,6 @@ import (
 	"github.com/warmpath/warmpath/benchmarks/workload"
 )
 
-// Verdict says how one estimate is beside another.
-type Verdict string
-
-// The verdicts.
-const (
-	// Better and Worse: the interval of the ratio is on one side of 1, and not
-	// within the margin.
-	Better Verdict = "better"
-	Worse  Verdict = "worse"
-	// Same: the whole interval of the ratio is within the margin of 1.
-	Same Verdict = "same"
-	// TooNoisy: none of these; more seeds would tell.
-	TooNoisy Verdict = "too noisy"
-)
-
 // metric is a figure of a cell.
 type metric struct {
 	// name is that in results, label that for people.
@@ -48,45 +33,6 @@ func metrics() []metric {
 		{"tpot_s", "mean TPOT, s", false, false, func(c *sim.Cell) sim.Estimate { return c.TPOT }},
 		{"token_hit", "share of prompt tokens found in cache", true, false, func(c *sim.Cell) sim.Estimate { return c.TokenHit }},
 	}
-}
-
-// ratio is that of two estimates, with its 95 % interval.
-type ratio struct{ mean, low, high float64 }
-
-// ratioOf returns b over a. The two are taken to be independent, which runs of
-// equal seeds are not: the interval is then wider than it need be, never
-// narrower. Relative errors are added in quadrature, on the scale of
-// logarithms, so that the ratio of a to b has the inverse interval.
-func ratioOf(a, b sim.Estimate) ratio {
-	if a == b {
-		return ratio{1, 1, 1}
-	}
-	r := ratio{mean: b.Mean / a.Mean}
-	if a.Mean <= 0 || b.Mean <= 0 {
-		return ratio{r.mean, 0, math.Inf(1)}
-	}
-	width := math.Exp(math.Hypot(a.CI95/a.Mean, b.CI95/b.Mean))
-	r.low, r.high = r.mean/width, r.mean*width
-	return r
-}
-
-// verdict judges b beside a. seeds is the lesser number of runs of the two:
-// one run alone has no interval and proves only equality.
-func verdict(a, b sim.Estimate, more bool, seeds int, margin float64) (ratio, Verdict) {
-	r := ratioOf(a, b)
-	switch {
-	case a == b:
-		return r, Same
-	case seeds < 2:
-		return ratio{r.mean, 0, math.Inf(1)}, TooNoisy
-	case r.low >= 1-margin && r.high <= 1+margin:
-		return r, Same
-	case r.high < 1 && more, r.low > 1 && !more:
-		return r, Worse
-	case r.high < 1 || r.low > 1:
-		return r, Better
-	}
-	return r, TooNoisy
 }
 
 // side is one of the results to compare.
@@ -181,7 +127,7 @@ func Compare(_ context.Context, args []string, out *os.File) error {
 		fmt.Fprintln(fs.Output(), "usage: compare [flags] BASE[:STRATEGY] RESULT[:STRATEGY] ...\n\nBASE and RESULT are files that sim --json wrote. Fails if a cell is worse than in BASE.")
 		fs.PrintDefaults()
 	}
-	margin := fs.Float64("margin", 0.02, "`share` by which a ratio may differ from 1 and still be the same")
+	margin := fs.Float64("margin", sim.Margin, "`share` by which a ratio may differ from 1 and still be the same")
 	name := fs.String("metric", "", "compare only this metric, for example mean_ttft_s")
 	strict := fs.Bool("strict", false, "fail if a cell is too noisy, too")
 	if err := fs.Parse(args); err != nil {
@@ -207,7 +153,7 @@ func Compare(_ context.Context, args []string, out *os.File) error {
 	if err != nil {
 		return err
 	}
-	count := map[Verdict]int{}
+	count := map[sim.Verdict]int{}
 	for _, arg := range fs.Args()[1:] {
 		other, err := load(arg)
 		if err != nil {
@@ -218,18 +164,18 @@ func Compare(_ context.Context, args []string, out *os.File) error {
 		}
 	}
 	fmt.Fprintf(out, "\n%d better, %d same, %d worse, %d too noisy (95 %% intervals, margin %g %%)\n",
-		count[Better], count[Same], count[Worse], count[TooNoisy], *margin*100)
+		count[sim.Better], count[sim.Same], count[sim.Worse], count[sim.TooNoisy], *margin*100)
 	switch {
-	case count[Worse] > 0:
-		return fmt.Errorf("%d figures are worse than in %s", count[Worse], base.label)
-	case *strict && count[TooNoisy] > 0:
-		return fmt.Errorf("%d figures are too noisy; use more seeds", count[TooNoisy])
+	case count[sim.Worse] > 0:
+		return fmt.Errorf("%d figures are worse than in %s", count[sim.Worse], base.label)
+	case *strict && count[sim.TooNoisy] > 0:
+		return fmt.Errorf("%d figures are too noisy; use more seeds", count[sim.TooNoisy])
 	}
 	return nil
 }
 
 // table prints one comparison and counts its verdicts.
-func table(out io.Writer, base, other *side, chosen []metric, margin float64, count map[Verdict]int) error {
+func table(out io.Writer, base, other *side, chosen []metric, margin float64, count map[sim.Verdict]int) error {
 	var both []key
 	for _, k := range base.order {
 		if other.cells[k] != nil {
@@ -252,13 +198,13 @@ func table(out io.Writer, base, other *side, chosen []metric, margin float64, co
 		a, b := base.cells[k], other.cells[k]
 		for _, m := range chosen {
 			ea, eb := m.of(a), m.of(b)
-			r, v := verdict(ea, eb, m.more, min(a.Seeds, b.Seeds), margin)
+			r, v := sim.Judge(ea, eb, m.more, min(a.Seeds, b.Seeds), margin)
 			count[v]++
-			interval := fmt.Sprintf("%.3f to %.3f", r.low, r.high)
-			if math.IsInf(r.high, 1) {
+			interval := fmt.Sprintf("%.3f to %.3f", r.Low, r.High)
+			if math.IsInf(r.High, 1) {
 				interval = "unknown"
 			}
-			fmt.Fprintf(t, "%v\t%s\t%s\t%s\t%.3f\t%s\t%s\t\n", k, m.name, figure(ea), figure(eb), r.mean, interval, v)
+			fmt.Fprintf(t, "%v\t%s\t%s\t%s\t%.3f\t%s\t%s\t\n", k, m.name, figure(ea), figure(eb), r.Mean, interval, v)
 		}
 	}
 	return t.Flush()

@@ -14,55 +14,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
-	"pgregory.net/rapid"
 
 	"github.com/warmpath/warmpath/benchmarks/sim"
 )
-
-func TestVerdict(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		a, b  sim.Estimate
-		more  bool
-		seeds int
-		want  Verdict
-	}{
-		{"equal", sim.Estimate{Mean: 1, CI95: 0.5}, sim.Estimate{Mean: 1, CI95: 0.5}, false, 5, Same},
-		{"equal, once", sim.Estimate{Mean: 1}, sim.Estimate{Mean: 1}, false, 1, Same},
-		{"once proves nothing", sim.Estimate{Mean: 1}, sim.Estimate{Mean: 2}, false, 1, TooNoisy},
-		{"less time", sim.Estimate{Mean: 1, CI95: 0.05}, sim.Estimate{Mean: 0.8, CI95: 0.04}, false, 5, Better},
-		{"more time", sim.Estimate{Mean: 1, CI95: 0.05}, sim.Estimate{Mean: 1.25, CI95: 0.05}, false, 5, Worse},
-		{"more hits", sim.Estimate{Mean: 0.5, CI95: 0.01}, sim.Estimate{Mean: 0.6, CI95: 0.01}, true, 5, Better},
-		{"less hits", sim.Estimate{Mean: 0.5, CI95: 0.01}, sim.Estimate{Mean: 0.4, CI95: 0.01}, true, 5, Worse},
-		{"different, but by less than the margin", sim.Estimate{Mean: 1, CI95: 0.001}, sim.Estimate{Mean: 1.01, CI95: 0.001}, false, 5, Same},
-		{"overlap", sim.Estimate{Mean: 1, CI95: 0.3}, sim.Estimate{Mean: 1.2, CI95: 0.3}, false, 5, TooNoisy},
-		{"nothing was hit", sim.Estimate{}, sim.Estimate{Mean: 0.1, CI95: 0.01}, true, 5, TooNoisy},
-	} {
-		r, got := verdict(c.a, c.b, c.more, c.seeds, 0.02)
-		if got != c.want {
-			t.Errorf("%s: %s (%+v), want %s", c.name, got, r, c.want)
-		}
-	}
-}
-
-// Whatever is compared, the other way round is the opposite.
-func TestVerdict_Opposite(t *testing.T) {
-	opposite := map[Verdict]Verdict{Better: Worse, Worse: Better, TooNoisy: TooNoisy}
-	rapid.Check(t, func(t *rapid.T) {
-		draw := func(label string) sim.Estimate {
-			return sim.Estimate{Mean: rapid.Float64Range(0.01, 100).Draw(t, label), CI95: rapid.Float64Range(0, 10).Draw(t, label+" ci")}
-		}
-		a, b := draw("a"), draw("b")
-		r, v := verdict(a, b, false, 5, 0)
-		back, w := verdict(b, a, false, 5, 0)
-		if a != b && (w != opposite[v] || math.Abs(r.mean*back.mean-1) > 1e-9 || math.Abs(r.low*back.high-1) > 1e-9) {
-			t.Fatalf("%v beside %v is %s %+v, the other way round %s %+v", b, a, v, r, w, back)
-		}
-		if r.low > r.mean || r.mean > r.high {
-			t.Fatalf("%+v is not an interval", r)
-		}
-	})
-}
 
 // results are cells like those of a small experiment.
 func results(worse float64) sim.Result {

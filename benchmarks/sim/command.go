@@ -60,7 +60,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.IntVar(&o.workers, "workers", 0, "runs side by side; 0: one for each core. Results do not depend on it")
 	fs.BoolVar(&o.json, "json", false, "print JSON")
 	fs.StringVar(&o.out, "out", "", "write JSON to this file as well")
-	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be run")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "print what would be run, and about how long it takes")
 	fs.BoolVar(&o.list, "list", false, "list strategies, workloads and presets")
 	return fs
 }
@@ -82,7 +82,7 @@ func Run(ctx context.Context, args []string, out *os.File) error {
 		return err
 	}
 	if o.dryRun {
-		return dryRun(out, plan)
+		return dryRun(ctx, out, plan)
 	}
 	line := newProgress(os.Stderr)
 	plan.Progress = line.update
@@ -99,7 +99,7 @@ func Run(ctx context.Context, args []string, out *os.File) error {
 	if o.json {
 		err = result.Write(out)
 	} else {
-		err = result.Table(out)
+		err = result.Summary(out)
 	}
 	return errors.Join(err, runErr)
 }

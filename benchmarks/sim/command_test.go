@@ -91,8 +91,8 @@ func TestPlan_Interrupted(t *testing.T) {
 	for _, s := range []string{"random", "least-request", "round-robin"} {
 		p.Items = append(p.Items, Item{Name: "chat", Source: spec, Scenario: Scenario{Strategy: s, Endpoints: 2}})
 	}
-	p.Progress = func(done, _ int) {
-		if done == 2+3 { // two references, two seeds of the first cell, one of the second
+	p.Progress = func(s Step) {
+		if s.Done == 2+3 { // two references, two seeds of the first cell, one of the second
 			stop()
 		}
 	}

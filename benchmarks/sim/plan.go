@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -47,9 +46,17 @@ type Plan struct {
 	// Workers is how many runs go side by side; 0: one for each core. It does
 	// not change results.
 	Workers int
-	// Progress, which may be nil, is told after each run how many have ended,
-	// of how many; reference runs count. It is not called concurrently.
-	Progress func(done, total int)
+	// Progress, which may be nil, is told after each run. It is not called
+	// concurrently.
+	Progress func(Step)
+}
+
+// Step says that a run has ended.
+type Step struct {
+	// Done runs of Total have ended; those of references count.
+	Done, Total int
+	// What was run last, for people.
+	What string
 }
 
 // place is what decides a reference, but for the seed.
@@ -238,11 +245,7 @@ func (x *execution) run(ctx context.Context) error {
 	}
 	jobs := make(chan int)
 	var wg sync.WaitGroup
-	workers := x.Workers
-	if workers == 0 {
-		workers = runtime.GOMAXPROCS(0)
-	}
-	for range min(workers, total) {
+	for range x.workers() {
 		wg.Go(func() {
 			for n := range jobs {
 				if ctx.Err() != nil {
@@ -255,7 +258,7 @@ func (x *execution) run(ctx context.Context) error {
 				x.mu.Lock()
 				done++
 				if x.Progress != nil {
-					x.Progress(done, total)
+					x.Progress(Step{done, total, x.name(n)})
 				}
 				x.mu.Unlock()
 			}
@@ -270,6 +273,18 @@ func (x *execution) run(ctx context.Context) error {
 	close(jobs)
 	wg.Wait()
 	return context.Cause(ctx)
+}
+
+// name says what job n of run is.
+func (x *execution) name(n int) string {
+	refs := len(x.places) * x.Seeds
+	if n < refs {
+		at := x.places[n/x.Seeds]
+		return fmt.Sprintf("reference of %s, seed %d", at.workload, x.seed(n%x.Seeds))
+	}
+	n -= refs
+	it := &x.Items[n/x.Seeds]
+	return fmt.Sprintf("%s, %s, seed %d", it.Name, it.Strategy, x.seed(n%x.Seeds))
 }
 
 // cell runs one item with one seed.

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -8,64 +9,85 @@ import (
 	"time"
 )
 
-// Table prints a result for people.
-func (r Result) Table(w io.Writer) error {
-	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(out, "workload\tendpoints\tload\tspeed\tstrategy\tmean TTFT s\tp90 s\tTPOT ms\ttoken hit\tof ceiling\tof pooled\timbalance")
-	last := ""
-	for _, c := range r.Cells {
-		if at := fmt.Sprint(c.Workload, c.Endpoints, c.Speed); at != last {
-			if last != "" {
-				fmt.Fprintln(out)
-			}
-			last = at
-		}
-		ceiling, pooled := 0.0, 0.0
-		if c.CeilingHit > 0 {
-			ceiling = 100 * c.TokenHit.Mean / c.CeilingHit
-		}
-		if c.PooledTTFT > 0 {
-			pooled = c.MeanTTFT.Mean / c.PooledTTFT
-		}
-		fmt.Fprintf(out, "%s\t%d\t%.3g\t%.3g\t%s\t%.3f ± %.3f\t%.3f ± %.3f\t%.1f\t%.4f ± %.4f\t%.1f %%\t%.2f ×\t%.2f\n",
-			c.Workload, c.Endpoints, c.Load, c.Speed, c.Strategy, c.MeanTTFT.Mean, c.MeanTTFT.CI95, c.P90TTFT.Mean, c.P90TTFT.CI95,
-			c.TPOT.Mean*1e3, c.TokenHit.Mean, c.TokenHit.CI95, ceiling, pooled, c.Imbalance)
-	}
-	return out.Flush()
-}
-
-// dryRun prints a plan.
-func dryRun(w io.Writer, p Plan) error {
+// dryRun prints a plan and about how long it takes.
+func dryRun(ctx context.Context, w io.Writer, p Plan) error {
 	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(out, "workload\tprofile\tendpoints\tload\tspeed\tcapacity\thost\tlag\tloss\treplicas\tstrategy")
 	for _, it := range p.Items {
 		fmt.Fprintf(out, "%s\t%s\t%d\t%v\t%v\t%v\t%v\t%v\t%v\t%d\t%s\n", it.Name, it.Profile.Name, it.Endpoints, it.Load, it.Speed,
 			it.Capacity, it.Host, it.Lag, it.Loss, it.Replicas, it.Strategy)
 	}
-	fmt.Fprintf(out, "%d cells of %d seeds: %d runs\n", len(p.Items), p.Seeds, len(p.Items)*p.Seeds)
-	return out.Flush()
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	estimate, err := p.Estimate(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "\n%d cells of %d seeds: %d runs; estimated time on this machine as it is now %v, from runs of %d requests\n",
+		len(p.Items), p.Seeds, len(p.Items)*p.Seeds, round(estimate), calibrated)
+	return err
 }
 
-// progress says on standard error how far a run is.
+// round drops digits that an estimate does not have.
+func round(d time.Duration) time.Duration {
+	if d < 10*time.Second {
+		return d.Round(100 * time.Millisecond)
+	}
+	return d.Round(time.Second)
+}
+
+// progress says on standard error how far a run is: a line that redraws itself
+// on a terminal, a line every ten seconds elsewhere.
 type progress struct {
-	w     *os.File
+	w     io.Writer
+	tty   bool
+	now   func() time.Time
 	began time.Time
 	next  time.Time
 }
 
+// newProgress begins to show a run.
 func newProgress(w *os.File) *progress {
-	now := time.Now()
-	return &progress{w, now, now.Add(10 * time.Second)}
+	p := &progress{w: w, now: time.Now}
+	if st, err := w.Stat(); err == nil {
+		p.tty = st.Mode()&os.ModeCharDevice != 0
+	}
+	p.began = p.now()
+	p.next = p.began.Add(p.every())
+	return p
 }
 
-func (p *progress) update(done, total int) {
-	now := time.Now()
-	if now.Before(p.next) || done == total {
+// every is how long a line stands.
+func (p *progress) every() time.Duration {
+	if p.tty {
+		return 100 * time.Millisecond
+	}
+	return 10 * time.Second
+}
+
+func (p *progress) update(s Step) {
+	now := p.now()
+	if now.Before(p.next) {
 		return
 	}
-	p.next = now.Add(10 * time.Second)
-	left := time.Duration(float64(now.Sub(p.began)) / float64(done) * float64(total-done))
-	fmt.Fprintf(p.w, "%d of %d runs, about %v left\n", done, total, left.Round(time.Second))
+	p.next = now.Add(p.every())
+	gone := now.Sub(p.began)
+	left := time.Duration(float64(gone) / float64(s.Done) * float64(s.Total-s.Done))
+	line := fmt.Sprintf("%d of %d runs, %v gone, about %v left; last: %s", s.Done, s.Total, gone.Round(time.Second), left.Round(time.Second), s.What)
+	if p.tty {
+		fmt.Fprintf(p.w, "\r\x1b[K%.*s", lineWidth, line)
+		return
+	}
+	fmt.Fprintln(p.w, line)
 }
 
-func (p *progress) end() {}
+// lineWidth keeps a line that redraws itself from wrapping.
+const lineWidth = 118
+
+// end removes the line.
+func (p *progress) end() {
+	if p.tty {
+		fmt.Fprint(p.w, "\r\x1b[K")
+	}
+}
