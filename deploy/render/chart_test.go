@@ -194,11 +194,23 @@ func TestChart_ConfigIsValid(t *testing.T) {
 	}
 }
 
+// routerConfig returns the router's configuration file.
+func routerConfig(t *testing.T, all []object) string {
+	t.Helper()
+	for _, o := range all {
+		if text, ok := o.at("data", "warmpath.yaml").(string); ok {
+			return text
+		}
+	}
+	t.Fatalf("no ConfigMap has a warmpath.yaml: %v", all)
+	return ""
+}
+
 // checkConfig has warmpath check the configuration in the ConfigMap, with the
 // files that it names in their place.
 func checkConfig(t *testing.T, all []object) string {
 	t.Helper()
-	text, _ := only(t, all, "ConfigMap", "").at("data", "warmpath.yaml").(string)
+	text := routerConfig(t, all)
 	dir := t.TempDir()
 	text = strings.ReplaceAll(text, "/etc/warmpath-", dir+"/")
 	file := filepath.Join(dir, "warmpath.yaml")

@@ -57,6 +57,7 @@ func TestVariants_Kinds(t *testing.T) {
 		"engine-ports":   slices.Concat(base, gateway),
 		"original-dst":   slices.Concat(base, gateway, []string{"EnvoyPatchPolicy warmpath"}),
 		"inference-pool": slices.Concat(base, []string{"HTTPRoute warmpath", "InferencePool warmpath"}),
+		"relay":          slices.Concat(base, gateway, []string{"ConfigMap warmpath-relay"}),
 		"standalone":     slices.Concat(base, []string{"Service warmpath-engines", "Service warmpath-gateway"}),
 	}
 	got := map[string][]string{}

@@ -30,11 +30,16 @@ const (
 // values of a chart, as YAML gives them.
 type values = map[string]any
 
-// render returns what the chart makes of vals as a release, by the name of the
-// template without its folder. Values are checked against the chart's schema.
-// Templates that give nothing are left out.
+// render is renderFor the oldest Kubernetes.
 func render(c *chart.Chart, vals values) (map[string]string, error) {
-	kube, err := common.ParseKubeVersion(kubeVersion)
+	return renderFor(kubeVersion, c, vals)
+}
+
+// renderFor returns what the chart makes of vals as a release in a version of
+// Kubernetes, by the name of the template without its folder. Values are checked
+// against the chart's schema. Templates that give nothing are left out.
+func renderFor(version string, c *chart.Chart, vals values) (map[string]string, error) {
+	kube, err := common.ParseKubeVersion(version)
 	if err != nil {
 		return nil, err
 	}

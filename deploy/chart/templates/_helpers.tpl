@@ -89,6 +89,9 @@ capabilities: {drop: [ALL]}
 {{- if .Values.seed.existingSecret }}
 - {name: seed, mountPath: /etc/warmpath-seed, readOnly: true}
 {{- end }}
+{{- if include "warmpath.relayToken" . }}
+- {name: relay-token, mountPath: /etc/warmpath-relay-token, readOnly: true}
+{{- end }}
 {{- end -}}
 
 {{- define "warmpath.volumes" -}}
@@ -109,6 +112,18 @@ capabilities: {drop: [ALL]}
     defaultMode: 0440
     items: [{key: {{ .Values.seed.key | quote }}, path: seed}]
 {{- end }}
+{{- if include "warmpath.relayToken" . }}
+- name: relay-token
+  secret:
+    secretName: {{ .Values.relay.tokens.existingSecret | quote }}
+    defaultMode: 0440
+    items: [{key: {{ .Values.relay.tokens.routerKey | quote }}, path: token}]
+{{- end }}
+{{- end -}}
+
+{{- /* Whether the router shows relays a token. */ -}}
+{{- define "warmpath.relayToken" -}}
+{{- if and .Values.relay.enabled .Values.relay.tokens.existingSecret }}true{{ end -}}
 {{- end -}}
 
 {{- /* Labels of the pod of helm test. They are not those of a router. */ -}}
@@ -177,7 +192,8 @@ inference_pools: [{{ include "warmpath.fullname" . | quote }}]
 port: {{ first .Values.engines.ports | int }}
 events_port: {{ .Values.engines.events.port | int }}
 replay_port: {{ .Values.engines.events.replayPort | int }}
-{{- if .Values.relay.enabled }}
+{{- /* Pods say it themselves, so that those without a relay are followed at once. */ -}}
+{{- if and .Values.relay.enabled (eq $d "service") }}
 relay_port: {{ .Values.relay.port | int }}
 {{- end }}
 {{- end -}}
@@ -187,10 +203,13 @@ relay_port: {{ .Values.relay.port | int }}
 {{- $e := .Values.engines.events -}}
 {{- $engine := dict "name" "engine" "address" (printf "127.0.0.1:%d" (first .Values.engines.ports | int)) "events" (printf "tcp://127.0.0.1:%d" (int $e.port)) "ranks" (int $e.ranks) -}}
 {{- if $e.replayPort -}}{{- $_ := set $engine "replay" (printf "tcp://127.0.0.1:%d" (int $e.replayPort)) -}}{{- end -}}
+{{- with .Values.relay.models -}}{{- $_ := set $engine "models" . -}}{{- end -}}
+{{- $relay := dict "listen" (printf "%s:%d" .Values.listenAddress (int .Values.relay.port)) -}}
+{{- if .Values.relay.tokens.existingSecret -}}{{- $_ := set $relay "tokens_file" "/etc/warmpath-relay-tokens/tokens" -}}{{- end -}}
 {{- dict
       "index" (dict "seed_file" "/etc/warmpath-seed/seed")
-      "relay" (dict "listen" (printf "%s:%d" .Values.listenAddress (int .Values.relay.port)))
-      "admin" (dict "listen" (printf "%s:9091" .Values.listenAddress))
+      "relay" $relay
+      "admin" (dict "listen" (printf "%s:%d" .Values.listenAddress (int .Values.relay.adminPort)))
       "pool" (dict "health" (dict "path" .Values.engines.healthPath) "static" (dict "endpoints" (list $engine)))
       "log" (dict "format" "json") | toYaml -}}
 {{- end -}}
@@ -230,6 +249,9 @@ The configuration file, once the values go together. What the chart knows from o
 {{- with .Values.seed.existingSecret -}}
 {{- $_ := set $own "index" (dict "seed_file" "/etc/warmpath-seed/seed") -}}
 {{- end -}}
+{{- if include "warmpath.relayToken" . -}}
+{{- $_ := set $own "cachestate" (dict "token_file" "/etc/warmpath-relay-token/token") -}}
+{{- end -}}
 {{- mergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
 {{- end -}}
 
@@ -245,8 +267,13 @@ The configuration file, once the values go together. What the chart knows from o
 {{- fail (printf "engines.events.ranks: %d ranks at port %d and up overlap replay at port %d and up; move engines.events.replayPort" (int $e.ranks) (int $e.port) (int $e.replayPort)) -}}
 {{- end -}}
 {{- if .Values.relay.enabled -}}
-{{- if has (int .Values.relay.port) (concat $ports (.Values.engines.ports)) -}}
+{{- $own := $ports -}}
+{{- range .Values.engines.ports -}}{{- $own = append $own (int .) -}}{{- end -}}
+{{- if has (int .Values.relay.port) $own -}}
 {{- fail (printf "relay.port: %d is one of the engines' own ports; use another" (int .Values.relay.port)) -}}
+{{- end -}}
+{{- if has (int .Values.relay.adminPort) (append $own (int .Values.relay.port)) -}}
+{{- fail (printf "relay.adminPort: %d is relay.port or one of the engines' own ports; use another" (int .Values.relay.adminPort)) -}}
 {{- end -}}
 {{- $ports = append $ports (int .Values.relay.port) -}}
 {{- end -}}
@@ -317,6 +344,9 @@ The configuration file, once the values go together. What the chart knows from o
 {{- end -}}
 {{- if and $v.relay.enabled (not $v.seed.existingSecret) -}}
 {{- $faults = append $faults "seed.existingSecret: empty, with relay.enabled; relays and routers understand each other's hashes only with the same seed: name a Secret with it" -}}
+{{- end -}}
+{{- if and $v.relay.enabled $v.relay.inject (semverCompare "<1.36.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- $faults = append $faults (printf "relay.inject: true, and MutatingAdmissionPolicies, which do it, are in Kubernetes from 1.36 on, and this is %s: set it to false and take the patch" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 {{- if and $v.relay.enabled (gt (len $v.engines.ports) 1) -}}
 {{- $faults = append $faults "engines.ports: several, with relay.enabled; a relay stands beside one engine: set relay.enabled to false" -}}
