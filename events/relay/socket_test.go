@@ -251,6 +251,27 @@ func TestSubscribe_TLS(t *testing.T) {
 	router.TLS.Cert, router.TLS.Key = a.issue("router", nil)
 	follow(t, newTestSource(t, router, testHasher, false), address).awaitExact(t)
 	follow(t, newTestSource(t, router, testHasher, false), "localhost:"+port).awaitError(t, "must not speak for it")
+	// A URI says which of the endpoints at an IP it is: its own, or not. The host
+	// that is dialed must be in the certificate beside it.
+	for _, tt := range []struct {
+		uri, want string
+		ips       []net.IP
+	}{
+		{testAddress, "", []net.IP{net.IPv4(127, 0, 0, 1)}},
+		{"127.0.0.1:8001", "must not speak for it", []net.IP{net.IPv4(127, 0, 0, 1)}},
+		{testAddress, "certificate", nil},
+	} {
+		bound := cfg
+		bound.TLS.Cert, bound.TLS.Key = a.issue("bound", func(c *x509.Certificate) {
+			c.URIs, c.IPAddresses = []*url.URL{{Scheme: "spiffe", Host: "cluster"}, {Scheme: "warmpath", Host: tt.uri}}, tt.ips
+		})
+		f := follow(t, newTestSource(t, router, testHasher, false), startRelay(t, bound, testHasher))
+		if tt.want == "" {
+			f.awaitExact(t)
+			continue
+		}
+		f.awaitError(t, tt.want)
+	}
 	bare := router
 	bare.TLS.Cert, bare.TLS.Key = "", ""
 	follow(t, newTestSource(t, bare, testHasher, false), address).awaitError(t, "tls")
@@ -357,6 +378,10 @@ func TestReport_OnlyForTheOwnEndpoint(t *testing.T) {
 		{"certificate with the URI", router, func(c *x509.Certificate) { c.URIs = []*url.URL{{Scheme: "warmpath", Host: testAddress}} }, "", true},
 		{"certificate of another endpoint", router, func(c *x509.Certificate) {
 			c.DNSNames, c.URIs = []string{"engine-1"}, []*url.URL{{Scheme: "warmpath", Host: "127.0.0.1:8001"}}
+		}, "", false},
+		{"certificate of another endpoint at the same IP", router, func(c *x509.Certificate) {
+			endpointIP(c)
+			c.URIs = []*url.URL{{Scheme: "warmpath", Host: "127.0.0.1:8001"}}
 		}, "", false},
 		{"token of the endpoint", byToken, nil, mine, true},
 		{"token of another endpoint", byToken, nil, other, false},

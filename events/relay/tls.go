@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 
 	"google.golang.org/grpc/credentials"
@@ -117,28 +118,29 @@ func loadPool(file string) (*x509.CertPool, error) {
 }
 
 // speaksFor tells whether a certificate is that of an endpoint: a subject
-// alternative name is the IP of its address, its name, or, for several engines
-// behind one IP, the URI warmpath://IP:PORT of its address.
+// alternative name is the IP of its address, its host name, or its name. A
+// certificate with URIs warmpath://IP:PORT is for those endpoints alone: one that
+// a router dials must have the IP, too, and several engines may share that.
 func speaksFor(cert *x509.Certificate, name, address string) bool {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return false
 	}
-	ip := net.ParseIP(host)
-	for _, san := range cert.IPAddresses {
-		if san.Equal(ip) {
-			return true
-		}
-	}
-	for _, san := range cert.DNSNames {
-		if san == name || san == host {
-			return true
-		}
-	}
+	bound := false
 	for _, san := range cert.URIs {
-		if san.Scheme == "warmpath" && san.Host == address {
-			return true
+		if san.Scheme == "warmpath" {
+			if san.Host == address {
+				return true
+			}
+			bound = true
 		}
 	}
-	return false
+	if bound {
+		return false
+	}
+	ip := net.ParseIP(host)
+	if slices.ContainsFunc(cert.IPAddresses, ip.Equal) {
+		return true
+	}
+	return slices.ContainsFunc(cert.DNSNames, func(san string) bool { return san == name || san == host })
 }
