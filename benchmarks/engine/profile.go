@@ -42,6 +42,14 @@ type Profile struct {
 	Source string
 }
 
+// Slower returns a profile whose steps take factor times as long.
+func (p Profile) Slower(factor float64) Profile {
+	for _, v := range []*float64{&p.Base, &p.PerPrefillToken, &p.PerPrefillPair, &p.PerDecodeContext, &p.PerLoadedToken} {
+		*v *= factor
+	}
+	return p
+}
+
 // Profiles returns the built-in profiles.
 func Profiles() []Profile {
 	return []Profile{

@@ -120,6 +120,7 @@ func (d *driver) run(ctx context.Context) {
 		length, ok := d.core.Begin(now)
 		d.snapshot()
 		if !ok {
+			due = time.Time{} // what comes next is not behind schedule
 			select {
 			case f := <-d.calls:
 				f()

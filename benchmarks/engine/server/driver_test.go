@@ -51,6 +51,40 @@ func TestDriverKeepsModelTime(t *testing.T) {
 	}
 }
 
+// After a pause an engine takes as long as ever: it catches up with delays of
+// its steps, and a pause is none.
+func TestDriverKeepsModelTimeAfterAPause(t *testing.T) {
+	for _, pause := range []time.Duration{0, time.Millisecond, maxLag, maxLag + 1, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			profile := engine.Profile{Name: "test", Base: 10, PerPrefillToken: 0.5}
+			cfg := Config{Engine: engine.Config{Profile: profile, Blocks: 100}}.WithDefaults()
+			core, err := engine.New(cfg.Engine)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := newDriver(core, 1, newMetrics(prometheus.NewRegistry(), cfg), func([]engine.Event, time.Time) {})
+			ctx, stop := context.WithCancel(t.Context())
+			go d.run(ctx)
+			defer func() { stop(); <-d.stopped }()
+			s := &Server{driver: d}
+			for i := range 3 {
+				began := time.Now()
+				st, err := d.submit(ctx, engine.Request{Prompt: make([]kvindex.TokenID, 10), OutputTokens: 2}, finishLength)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := s.collect(ctx, st, func([]kvindex.TokenID) error { return nil }); err != nil {
+					t.Fatal(err)
+				}
+				if got, want := time.Since(began), 25*time.Millisecond; got != want {
+					t.Errorf("pause %v: request %d took %v, want %v", pause, i, got, want)
+				}
+				<-time.After(pause)
+			}
+		})
+	}
+}
+
 // The metrics of a request's phases are their times, and the driver counts it
 // as ended by itself: no handler has to run in between.
 func TestDriverMeasuresPhases(t *testing.T) {
