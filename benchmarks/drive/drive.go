@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/warmpath/warmpath/benchmarks/origin"
 )
 
 // commandName is the name that this package's command has in the program, by
@@ -29,7 +31,7 @@ func Run(ctx context.Context, args []string, out *os.File) error {
 		return err
 	}
 	d := &driver{options: o, progress: newProgress(os.Stderr)}
-	env := environment(ctx, args)
+	env := origin.Now(ctx, append([]string{"go run ./benchmarks drive"}, args...)...)
 	results, err := d.measure(ctx)
 	if len(results) == 0 && err != nil {
 		return err

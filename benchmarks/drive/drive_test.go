@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"github.com/warmpath/warmpath/benchmarks/origin"
 )
 
 // TestMain also is the server process that the tests start: this program under
@@ -259,7 +261,7 @@ func TestPlan(t *testing.T) {
 // The members that other programs read.
 func TestWriteJSON_Schema(t *testing.T) {
 	var b bytes.Buffer
-	if err := writeJSON(&b, origin{}, options{}, []result{{Name: "random", BodyBytes: 1024}}); err != nil {
+	if err := writeJSON(&b, origin.Origin{}, options{}, []result{{Name: "random", BodyBytes: 1024}}); err != nil {
 		t.Fatal(err)
 	}
 	var got struct {
@@ -280,14 +282,14 @@ func TestWriteJSON_Schema(t *testing.T) {
 		}
 	}
 	b.Reset()
-	if err := writeJSON(&b, origin{}, options{}, nil); err != nil || !strings.Contains(b.String(), `"lanes": []`) {
+	if err := writeJSON(&b, origin.Origin{}, options{}, nil); err != nil || !strings.Contains(b.String(), `"lanes": []`) {
 		t.Errorf("without results: %v, %s", err, b.String())
 	}
 }
 
 func TestWriteTable_SaysWhereFiguresComeFrom(t *testing.T) {
 	var b bytes.Buffer
-	env := origin{Machine: "a machine", Commit: "abc", Go: "go9", Command: "the command"}
+	env := origin.Origin{Machine: "a machine", Commit: "abc", Go: "go9", Command: "the command"}
 	writeTable(&b, env, options{concurrency: 7}, []result{
 		{Name: laneNull, BodyBytes: 1 << 20, Endpoints: 10, Requests: 5, CPU: 40, Ratio: 1, RatioLow: 1, RatioHigh: 1, Messages: 3},
 		{Name: "random", BodyBytes: 1 << 10, Endpoints: 10, Requests: 5, CPU: 88, Ratio: 2.2, RatioLow: 2.1, RatioHigh: 2.3, Messages: 3},
@@ -301,7 +303,7 @@ func TestWriteTable_SaysWhereFiguresComeFrom(t *testing.T) {
 
 func TestSave_WritesBothForms(t *testing.T) {
 	prefix := filepath.Join(t.TempDir(), "x")
-	if err := save(prefix, origin{Commit: "abc"}, options{}, []result{{Name: "random", BodyBytes: 1024}}); err != nil {
+	if err := save(prefix, origin.Origin{Commit: "abc"}, options{}, []result{{Name: "random", BodyBytes: 1024}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, ext := range []string{".txt", ".json"} {

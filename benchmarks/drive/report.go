@@ -2,86 +2,34 @@ package drive
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"runtime"
 	"strings"
 	"text/tabwriter"
-	"time"
+
+	"github.com/warmpath/warmpath/benchmarks/origin"
 )
 
-// origin says where figures come from.
-type origin struct {
-	Machine string    `json:"machine"`
-	Load    string    `json:"load_average"`
-	Commit  string    `json:"commit"`
-	Go      string    `json:"go"`
-	Command string    `json:"command"`
-	Began   time.Time `json:"began"`
-}
-
-func environment(ctx context.Context, args []string) origin {
-	machine := fmt.Sprintf("%s, %d cores, %s/%s", line("/proc/cpuinfo", "model name"), runtime.NumCPU(), runtime.GOOS, runtime.GOARCH)
-	if mem := line("/proc/meminfo", "MemTotal"); mem != unknown {
-		machine += ", " + mem + " of memory"
-	}
-	load := unknown
-	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
-		load = strings.Join(strings.Fields(string(text))[:3], " ")
-	}
-	return origin{
-		Machine: machine, Load: load, Commit: commit(ctx), Go: runtime.Version(),
-		Command: strings.Join(append([]string{"go run ./benchmarks drive"}, args...), " "), Began: time.Now().UTC().Truncate(time.Second),
-	}
-}
-
-const unknown = "unknown"
-
-// line returns the value of the first "name: value" line of a file.
-func line(file, name string) string {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return unknown
-	}
-	for l := range strings.SplitSeq(string(text), "\n") {
-		if k, v, ok := strings.Cut(l, ":"); ok && strings.TrimSpace(k) == name {
-			return strings.Join(strings.Fields(v), " ")
-		}
-	}
-	return unknown
-}
-
-// commit asks git, because a program that is made by go run does not know.
-func commit(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty", "--abbrev=12").Output()
-	if err != nil {
-		return unknown
-	}
-	return strings.TrimSpace(string(out))
-}
-
-func writeJSON(out io.Writer, env origin, o options, results []result) error {
+func writeJSON(out io.Writer, env origin.Origin, o options, results []result) error {
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")
 	if results == nil {
 		results = []result{}
 	}
 	return e.Encode(struct {
-		Origin      origin   `json:"origin"`
-		Concurrency int      `json:"concurrency"`
-		Envoy       bool     `json:"envoy"`
-		Seed        uint64   `json:"seed"`
-		Lanes       []result `json:"lanes"`
+		Origin      origin.Origin `json:"origin"`
+		Concurrency int           `json:"concurrency"`
+		Envoy       bool          `json:"envoy"`
+		Seed        uint64        `json:"seed"`
+		Lanes       []result      `json:"lanes"`
 	}{env, o.concurrency, o.envoy != "", o.seed, results})
 }
 
 // save writes both forms of the report.
-func save(prefix string, env origin, o options, results []result) error {
+func save(prefix string, env origin.Origin, o options, results []result) error {
 	var text, data bytes.Buffer
 	writeTable(&text, env, o, results)
 	if err := writeJSON(&data, env, o, results); err != nil {
@@ -90,13 +38,13 @@ func save(prefix string, env origin, o options, results []result) error {
 	return errors.Join(os.WriteFile(prefix+".txt", text.Bytes(), 0o644), os.WriteFile(prefix+".json", data.Bytes(), 0o644))
 }
 
-func writeTable(out io.Writer, env origin, o options, results []result) {
+func writeTable(out io.Writer, env origin.Origin, o options, results []result) {
 	through := "straight over the external processing protocol"
 	if o.envoy != "" {
 		through = "through Envoy"
 	}
-	fmt.Fprintf(out, "machine  %s\nload     %s\ncommit   %s\ngo       %s\nbegan    %s\ncommand  %s\ndriven   %s, closed loop of %d requests at a time\n\n",
-		env.Machine, env.Load, env.Commit, env.Go, env.Began.Format(time.RFC3339), env.Command, through, o.concurrency)
+	_ = env.Write(out)
+	fmt.Fprintf(out, "driven   %s, closed loop of %d requests at a time\n\n", through, o.concurrency)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	head := []string{"lane", "endpoints", "body", "chunks", "requests", "failed", "CPU µs", "× null", "from", "to", "allocs", "KB", "messages", "tokenized", "p50 ms", "p99 ms", "null p50", "null p99", "peak MB", "idle MB", "cache MB"}
 	if o.envoy != "" {
