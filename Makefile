@@ -124,6 +124,10 @@ proto: peers ## generate the Go code of the cache-state protocol from its .proto
 bench: ## simulate the default matrix: routing quality beside other policies and bounds
 	$(GO) run ./benchmarks sim --preset default
 
+.PHONY: real
+real: build envoy ## one workload in the simulator and through a real Envoy, side by side: 3 minutes
+	$(GO) run ./benchmarks real --warmpath bin/warmpath --enginesim bin/enginesim --envoy '$(ENVOY)'
+
 .PHONY: microbench
 microbench: ## run the benchmarks of the packages (BENCH=regexp)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem ./...

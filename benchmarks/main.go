@@ -13,6 +13,7 @@ import (
 
 	"github.com/warmpath/warmpath/benchmarks/demo"
 	"github.com/warmpath/warmpath/benchmarks/drive"
+	"github.com/warmpath/warmpath/benchmarks/fidelity"
 	"github.com/warmpath/warmpath/benchmarks/idle"
 	"github.com/warmpath/warmpath/benchmarks/indexops"
 	"github.com/warmpath/warmpath/benchmarks/micro"
@@ -37,6 +38,7 @@ func commands() []command {
 		{"compare", "judge one result of sim beside another", report.Compare},
 		{"report", "draw results of sim", report.Report},
 		{"sim", "simulate a fleet and its router in virtual time", sim.Run},
+		{"real", "play a workload through Envoy and fake engines, and simulate the same", fidelity.Run},
 		{"relay", "measure relays beside the engines' own replay", relays.Run},
 		{"drive", "load the request path and measure what a request costs", drive.Run},
 		{"idle", "measure what a router without requests costs that has many endpoints", idle.Run},

@@ -41,8 +41,7 @@ type endpoint struct {
 func (r *run) newCore(i int) (*engine.Core, error) {
 	p := r.Profile
 	if slow := int(math.Round(r.Slow * float64(r.Endpoints))); i < slow {
-		p.Base, p.PerPrefillToken, p.PerPrefillPair = 2*p.Base, 2*p.PerPrefillToken, 2*p.PerPrefillPair
-		p.PerDecodeContext, p.PerLoadedToken = 2*p.PerDecodeContext, 2*p.PerLoadedToken
+		p = p.Slower(2)
 	}
 	return engine.New(engine.Config{
 		Profile: p, BlockSize: workload.BlockTokens, Blocks: r.Blocks(), HostBlocks: r.hostBlocks(),

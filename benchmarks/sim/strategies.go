@@ -43,6 +43,20 @@ func known(name string) bool {
 	return strings.ContainsAny(name, ":,") && cfg.Validate() == nil
 }
 
+// CheckProduct returns an error unless name is a strategy of the product that
+// runs in virtual time, or a blend of them.
+func CheckProduct(name string) error {
+	for _, b := range baselines() {
+		if b.name == name {
+			return fmt.Errorf("strategy %q is not one of the product; use one of %s", name, strings.Join(productStrategies(), ", "))
+		}
+	}
+	if !known(name) {
+		return unknownStrategy(name)
+	}
+	return nil
+}
+
 // unknownStrategy says that there is no such strategy, and which ones there
 // are.
 func unknownStrategy(name string) error {
