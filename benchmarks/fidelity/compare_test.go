@@ -211,6 +211,7 @@ func TestParse_Refuses(t *testing.T) {
 		{"--workload=lora --requests=50", `it has the adapter "`},
 		{"--requests=0", "--requests: 0 is out of range"},
 		{"--strategies=prefix-cache,mooncake-est-ttft", "is not one of the product"},
+		{"--strategies=prefix-cache-twin", "is not one of the product"},
 		{"--strategies=queue", "cannot run in virtual time"},
 		{"--strategies=random,randon", "did you mean random?"},
 		{"--strategies=random,random", "there twice"},

@@ -46,15 +46,18 @@ func known(name string) bool {
 // CheckProduct returns an error unless name is a strategy of the product that
 // runs in virtual time, or a blend of them.
 func CheckProduct(name string) error {
-	for _, b := range baselines() {
-		if b.name == name {
-			return fmt.Errorf("strategy %q is not one of the product; use one of %s", name, strings.Join(productStrategies(), ", "))
-		}
-	}
-	if !known(name) {
+	names := productStrategies()
+	cfg := routing.DefaultConfig()
+	cfg.Strategy = name
+	switch {
+	case slices.Contains(excluded, name):
 		return unknownStrategy(name)
+	case slices.Contains(names, name), strings.ContainsAny(name, ":,") && cfg.Validate() == nil:
+		return nil
+	case known(name):
+		return fmt.Errorf("strategy %q is not one of the product; use one of %s", name, strings.Join(names, ", "))
 	}
-	return nil
+	return fmt.Errorf("strategy %q does not exist%s; use one of %s", name, workload.DidYouMean(name, names), strings.Join(names, ", "))
 }
 
 // unknownStrategy says that there is no such strategy, and which ones there
