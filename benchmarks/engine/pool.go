@@ -50,6 +50,8 @@ type blockPool struct {
 	// halved has the contents of which a copy was removed, and none stored
 	// since, while another one stayed: the removal's event does not tell.
 	halved map[Digest]struct{}
+	// emptyFirst has blocks without content go to the free list's head.
+	emptyFirst bool
 }
 
 func newBlockPool(capacity int) *blockPool {
@@ -62,7 +64,7 @@ func newBlockPool(capacity int) *blockPool {
 	p.blocks[s].prev, p.blocks[s].next = s, s
 	for i := range int32(capacity) {
 		p.blocks[i].sibling = noBlock
-		p.pushFree(i)
+		p.insertFree(i, p.blocks[s].prev)
 	}
 	return p
 }
@@ -124,13 +126,18 @@ func (p *blockPool) publish(id int32, n *node) {
 }
 
 // release returns one reference of each block, last block first. Blocks
-// without references go to the end of the free list with their content.
+// without references go to the end of the free list with their content; those
+// that have none too, unless emptyFirst is set.
 func (p *blockPool) release(ids []int32) {
 	for i := len(ids) - 1; i >= 0; i-- {
 		b := &p.blocks[ids[i]]
 		b.refs--
 		if b.refs == 0 {
-			p.pushFree(ids[i])
+			after := p.blocks[p.sentinel()].prev
+			if p.emptyFirst && b.node == nil {
+				after = p.sentinel()
+			}
+			p.insertFree(ids[i], after)
 		}
 	}
 }
@@ -173,12 +180,12 @@ func (p *blockPool) forget(id int32) {
 	b.sibling = noBlock
 }
 
-func (p *blockPool) pushFree(id int32) {
-	s := p.sentinel()
-	last := p.blocks[s].prev
-	p.blocks[id].prev, p.blocks[id].next = last, s
-	p.blocks[last].next = id
-	p.blocks[s].prev = id
+// insertFree puts a block into the free list behind another one, or behind the
+// sentinel at its head.
+func (p *blockPool) insertFree(id, after int32) {
+	next := p.blocks[after].next
+	p.blocks[id].prev, p.blocks[id].next = after, next
+	p.blocks[after].next, p.blocks[next].prev = id, id
 	p.free++
 }
 

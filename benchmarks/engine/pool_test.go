@@ -69,6 +69,7 @@ func TestBlockPoolAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		capacity := rapid.IntRange(1, 8).Draw(t, "capacity")
 		p := newBlockPool(capacity)
+		p.emptyFirst = rapid.Bool().Draw(t, "empty first")
 		m := &poolModel{
 			refs: make([]int, capacity), content: make([]uint64, capacity), copies: make(map[uint64][]int32),
 		}
@@ -132,7 +133,12 @@ func TestBlockPoolAgainstModel(t *testing.T) {
 				i := rapid.IntRange(0, len(tables)-1).Draw(t, "i")
 				p.release(tables[i])
 				for _, id := range slices.Backward(tables[i]) {
-					if m.refs[id]--; m.refs[id] == 0 {
+					m.refs[id]--
+					switch {
+					case m.refs[id] > 0:
+					case p.emptyFirst && m.content[id] == 0:
+						m.free = slices.Insert(m.free, 0, id)
+					default:
 						m.free = append(m.free, id)
 					}
 				}

@@ -46,7 +46,7 @@ func (r *run) newCore(i int) (*engine.Core, error) {
 	return engine.New(engine.Config{
 		Profile: p, BlockSize: workload.BlockTokens, Blocks: r.Blocks(), HostBlocks: r.hostBlocks(),
 		TokenBudget: engine.DefaultTokenBudget * max(1, r.pool), MaxSeqs: cmp.Or(r.maxSeqs, engine.DefaultMaxSeqs) * max(1, r.pool),
-		MaxModelLen: maxModelLen, Hash: engine.HashXXH3CBOR, OutputSeed: mix(r.seed ^ mix(uint64(i))),
+		MaxModelLen: maxModelLen, Hash: engine.HashXXH3CBOR, EmptyFirst: true, OutputSeed: mix(r.seed ^ mix(uint64(i))),
 		Output: func(_ kvindex.TokenID, random uint64) kvindex.TokenID { return kvindex.TokenID(random>>44 | 1) },
 	})
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/warmpath/warmpath/benchmarks/engine"
 	"github.com/warmpath/warmpath/benchmarks/workload"
-	"github.com/warmpath/warmpath/kvindex"
 )
 
 // No profile computes faster than its silicon, or reads its weights faster
@@ -102,64 +101,21 @@ func TestSimulate_LittlesLaw(t *testing.T) {
 	}
 }
 
-// The ceiling by stack distances against an LRU cache of its own.
-func TestCeilingHit_LRU(t *testing.T) {
+// The engine's cache, alone and with time between requests, finds what a stack
+// of blocks of its size does: the ceiling is of the same kind of cache.
+func TestSimulate_LRUCurve(t *testing.T) {
 	for _, preset := range []string{"chat", "agentic", "tools"} {
 		w := generate(t, preset, 300, 1)
-		tr := newTraffic(w)
-		_, order := w.Arrivals(1, 1)
-		last := -1.0
-		for _, blocks := range []int{10, 100, 1000, 100_000} {
-			got, want := ceilingHit(tr, order, blocks), lruHit(tr, order, blocks)
-			if math.Abs(got-want) > 1e-12 {
-				t.Errorf("%s, %d blocks: %v, want %v", preset, blocks, got, want)
+		_, order := w.Arrivals(1e-3, 1)
+		reuse := workload.ReuseOf(w, order)
+		for _, capacity := range []float64{0.5, 1, 4} {
+			s := Scenario{Strategy: "lmetric", Endpoints: 1, Speed: 1e-3, Capacity: capacity}.WithDefaults()
+			got, want := simulate(t, s, w, 1).TokenHit, reuse.Hit(s.Blocks())
+			if math.Abs(got-want) > 0.002 || want == 0 {
+				t.Errorf("%s, %d blocks: the engine finds %v, the curve says %v", preset, s.Blocks(), got, want)
 			}
-			if got < last {
-				t.Errorf("%s, %d blocks hit less than fewer", preset, blocks)
-			}
-			last = got
-		}
-		if last == 0 {
-			t.Errorf("%s hits nothing", preset)
 		}
 	}
-}
-
-// lruHit plays an LRU cache.
-func lruHit(t *traffic, order []int, blocks int) float64 {
-	clock, used := 0, map[kvindex.EngineHash]int{}
-	use := func(n kvindex.EngineHash) {
-		clock++
-		used[n] = clock
-		if len(used) > blocks {
-			oldest := n
-			for name, at := range used {
-				if at < used[oldest] {
-					oldest = name
-				}
-			}
-			delete(used, oldest)
-		}
-	}
-	prompt, cached, unnamed := 0, 0, kvindex.EngineHash(1<<63)
-	for _, i := range order {
-		w, p := &t.Requests[i], &t.prompts[i]
-		prompt += w.InputTokens
-		for j := range min(p.whole, (w.InputTokens-1)/blockTokens) {
-			if used[p.names[j]] == 0 {
-				break
-			}
-			cached += blockTokens
-		}
-		for range t.answerBlocks(i) {
-			unnamed++
-			use(unnamed)
-		}
-		for j := len(p.names) - 1; j >= 0; j-- {
-			use(p.names[j])
-		}
-	}
-	return float64(cached) / float64(prompt)
 }
 
 // llm-d published (llm-d blog, KV-cache wins you can see) the mean times to first

@@ -224,7 +224,8 @@ func (x *execution) refer(it *Item, ref *reference, seed int) (Reference, error)
 		return Reference{}, err
 	}
 	_, order := t.Arrivals(speed, x.seed(seed))
-	return Reference{ceilingHit(t, order, it.Endpoints*max(it.Blocks(), it.hostBlocks())), o}, nil
+	ceiling := workload.ReuseOf(t.Workload, order).Hit(it.Endpoints * max(it.Blocks(), it.hostBlocks()))
+	return Reference{ceiling, o}, nil
 }
 
 // run runs all cells: first the references of all places, one seed after the
