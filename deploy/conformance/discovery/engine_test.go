@@ -99,6 +99,10 @@ func complete(ctx context.Context, client *http.Client, address string, prompt [
 		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
+	// A connection kept from a process that was at this address before is dead,
+	// which may show only now: net/http then tries again with a new one, as with
+	// every request that may be repeated. This key says so, and is not sent.
+	req.Header["Idempotency-Key"] = nil
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
