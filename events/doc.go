@@ -51,8 +51,10 @@
 // # What is promised
 //
 // Nothing is applied twice, out of order, or across a gap. Trust is exact only
-// while the history is gap-free since sequence 0 or since a clear, and the
-// subscription is known to be in force. What cannot be understood is skipped
+// while the history is gap-free since sequence 0 or since a clear, the
+// subscription is known to be in force, and the index has a place for every
+// block: while some wait for a parent that is unknown the publisher is
+// incomplete. What cannot be understood is skipped
 // and counted with its cause; if it may have been a removal, the state is
 // dropped. Events of one publisher are applied in order by one goroutine;
 // publishers know nothing of each other. When a subscriber goes, so does all

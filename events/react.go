@@ -232,9 +232,10 @@ func (s *subscriber) publish() {
 	if s.applier.blind {
 		trust = min(trust, kvindex.TrustIncomplete)
 	}
-	// The index lowers the trust where it drops blocks for want of room; what
-	// the sequence says must not raise it again.
-	if s.writer.Evicted() {
+	// A whole history does not help where the index has no place for what it
+	// tells. It is exact again when the blocks that wait for their parent are
+	// placed or removed.
+	if s.writer.Lacks() {
 		trust = min(trust, kvindex.TrustIncomplete)
 	}
 	if phase == Live || phase == Stale {

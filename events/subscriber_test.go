@@ -534,3 +534,28 @@ replays: 0 allows no replay; use 1 or more`
 		t.Errorf("got:\n%s\nwant:\n%s", err, want)
 	}
 }
+
+// A publisher whose blocks wait for a parent that nobody knows is incomplete as
+// long as it holds them, however complete its history is.
+func TestSubscriber_BlocksThatWaitAreIncomplete(t *testing.T) {
+	e := &fakeEngine{}
+	e.answer = e.whole
+	underFakeTime(t, e, true, func(b *bench) {
+		b.wait(time.Second)
+		e.publish(t, true, block(0))
+		b.want("placed", 1, Live, kvindex.TrustExact)
+		e.publish(t, true, block(2))
+		b.want("waiting", 1, Live, kvindex.TrustIncomplete)
+		b.wait(time.Minute) // probed meanwhile
+		b.want("probed", 1, Live, kvindex.TrustIncomplete)
+		if got := b.index.Stats().Publishers[0].Trust; got != kvindex.TrustIncomplete {
+			t.Errorf("the index has %v, want incomplete", got)
+		}
+		e.publish(t, true, removed(2))
+		b.want("removed", 1, Live, kvindex.TrustExact)
+		e.publish(t, true, block(3))
+		b.want("waiting again", 1, Live, kvindex.TrustIncomplete)
+		e.publish(t, true, block(1), block(2))
+		b.want("its parent came", 4, Live, kvindex.TrustExact)
+	})
+}

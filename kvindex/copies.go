@@ -119,11 +119,14 @@ func (w *Writer) hold(h *head, off int, ref uint32, name EngineHash, kind key) {
 	case w.several[ref] != nil:
 		if kind.tier() != TierDevice || w.copies[k] == 0 {
 			w.addCopies(k, 1)
+		} else {
+			w.addSpares(refSegment(ref), h, bit, kind)
 		}
 	case *e.held&bit != 0:
 		if kind.tier() != TierDevice && !w.once {
 			w.addCopies(k, 1)
 		}
+		w.addSpares(refSegment(ref), h, bit, kind)
 	}
 	if *e.held&bit == 0 {
 		store(e.held, *e.held|bit)
@@ -224,8 +227,23 @@ func (w *Writer) drop(id uint32, h *head, off int, name EngineHash) {
 	} else if base, ok := ix.entry(h, w.key); ok {
 		store(base.second, *base.second&^bit)
 	}
+	if len(w.spares) > 0 && !w.knows(h, off) {
+		w.unspare(id, h, off)
+	}
 	ix.settle(id, h, bit)
 	if refSegment(w.last) == id {
 		w.last = 0
 	}
+}
+
+// knows tells whether the publisher has a name for a block of a locked
+// segment.
+func (w *Writer) knows(h *head, off int) bool {
+	var mask uint64
+	for _, kind := range [...]key{kindBase, kindOwn} {
+		if e, ok := w.ix.entry(h, w.key|kind); ok {
+			mask |= *e.second
+		}
+	}
+	return mask>>off&1 == 1
 }

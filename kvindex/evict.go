@@ -1,6 +1,7 @@
 package kvindex
 
 import (
+	"maps"
 	"math/bits"
 	"slices"
 )
@@ -98,6 +99,11 @@ func (ix *Index) evictSegment(id uint32, h *head, speaks map[uint32]*Writer) (lo
 					w.note(h, k.kind(), *e.held, BlockGone)
 				}
 			}
+			if w.journal != nil {
+				if kept := w.spared(id, *e.second); kept != 0 {
+					w.note(h, kindBase, kept, BlockLet)
+				}
+			}
 			if k.kind() == kindBase && len(w.copies) > 0 {
 				for m := *e.second; m != 0; m &= m - 1 {
 					w.forgetCopies(EngineHash(names[bits.TrailingZeros64(m)]))
@@ -124,6 +130,7 @@ func (w *Writer) lose(gone map[uint32]bool) {
 		w.last = 0
 	}
 	w.segs = slices.DeleteFunc(w.segs, func(id uint32) bool { return gone[id] })
+	maps.DeleteFunc(w.spares, func(k spareKey, _ uint8) bool { return gone[refSegment(k.ref)] })
 	w.recent.runs = slices.DeleteFunc(w.recent.runs, func(r run) bool { return gone[r.id] })
 	w.recent.blocks = 0
 	for _, r := range w.recent.runs {

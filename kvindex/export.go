@@ -26,6 +26,9 @@ type ExportedBlock struct {
 	// Held has a bit for each place: index in Groups times [NumTiers], plus the
 	// tier.
 	Held uint32
+	// Spares counts, for each place in Groups, what the publisher may have left
+	// on the device tier besides a copy that counts; nil: nothing.
+	Spares []uint8
 }
 
 // Export returns the publisher's state. isRoot tells roots from other hashes.
@@ -99,6 +102,12 @@ func (w *Writer) exportSegment(id uint32, own map[uint32]EngineHash) (blocks []E
 			b.Name, b.Named = own[makeRef(id, i)], true
 		}
 		w.kinds(h, func(k key, held *uint64) { b.Held |= uint32(*held>>i&1) << (k.group()*NumTiers + int(k.tier())) })
+		if w.spared(id, 1<<i) != 0 {
+			b.Spares = make([]uint8, len(w.groups))
+			for g := range b.Spares {
+				b.Spares[g] = w.spares[spareKey{makeRef(id, i), key(g<<2) | key(TierDevice)}]
+			}
+		}
 		blocks = append(blocks, b)
 		before = b.Block
 	}
@@ -140,7 +149,7 @@ func (w *Writer) restoreRun(run []ExportedBlock, names map[BlockHash]EngineHash)
 		s.Names, s.Contents = append(s.Names, name), append(s.Contents, Unmix(b.Parent, b.Block))
 	}
 	if first.Held == 0 {
-		return w.pass(&s)
+		return w.pass(&s) && w.restoreSpares(run)
 	}
 	for held := first.Held; held != 0; held &= held - 1 {
 		place := bits.TrailingZeros32(held)
@@ -152,6 +161,31 @@ func (w *Writer) restoreRun(run []ExportedBlock, names map[BlockHash]EngineHash)
 			return false
 		}
 		s.Contents = nil // the rest only says where else they are
+	}
+	return w.restoreSpares(run)
+}
+
+// restoreSpares gives blocks that were just placed their spares.
+func (w *Writer) restoreSpares(run []ExportedBlock) bool {
+	w.ix.world.RLock()
+	defer w.ix.world.RUnlock()
+	for _, b := range run {
+		if len(b.Spares) == 0 {
+			continue
+		}
+		ref := w.locate(b.Name)
+		if ref == 0 || !b.Named || len(b.Spares) > len(w.groups) {
+			return false
+		}
+		id := refSegment(ref)
+		mu := w.ix.lock(id)
+		mu.Lock()
+		for g, n := range b.Spares {
+			for range n {
+				w.addSpares(id, w.ix.slab.head(id), 1<<refOffset(ref), key(g<<2)|key(TierDevice))
+			}
+		}
+		mu.Unlock()
 	}
 	return true
 }

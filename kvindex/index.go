@@ -168,7 +168,7 @@ func New(cfg Config) (*Index, error) {
 	if ix.ttl == 0 {
 		ix.ttl = DefaultPredictionTTL
 	}
-	ix.pool = &sync.Pool{New: func() any { return new(scratch) }}
+	ix.pool = &sync.Pool{New: func() any { return &scratch{again: map[uint32]uint64{}} }}
 	ix.slab.init()
 	ix.shared.init()
 	// Keys are hashes already. Memory is not returned here either, so the map

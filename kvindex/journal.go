@@ -16,6 +16,12 @@ const (
 	// BlockKnown: the publisher spoke of the block without holding it; others
 	// may follow it in a chain. Tier and Group mean nothing.
 	BlockKnown
+	// BlockKept: the publisher may name the block as a parent for as long as it
+	// likes, held or not, until BlockLet. Tier and Group mean nothing.
+	BlockKept
+	// BlockLet: it may so only for a while after it last held or named it, as
+	// with any block. Tier and Group mean nothing.
+	BlockLet
 )
 
 // Change is one change of what a publisher holds on one tier in one cache
@@ -67,7 +73,7 @@ func (w *Writer) Follow(j *Journal) { w.journal = j }
 func (w *Writer) note(h *head, kind key, mask uint64, what ChangeKind) {
 	hashes := w.ix.hashes(span(h[hSpan]))
 	c := Change{Kind: what, Tier: kind.tier()}
-	if what != BlockKnown {
+	if what == BlockHeld || what == BlockGone {
 		c.Group = w.groups[kind.group()]
 	}
 	j := w.journal

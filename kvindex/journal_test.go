@@ -17,11 +17,13 @@ type replica struct {
 	notes   Notes
 	parent  map[BlockHash]BlockHash
 	held    map[BlockHash]map[[2]uint8]bool
+	kept    map[BlockHash]bool
 	to      *Writer
 }
 
 func (r *replica) reset() {
 	r.parent, r.held = map[BlockHash]BlockHash{}, map[BlockHash]map[[2]uint8]bool{}
+	r.kept = map[BlockHash]bool{}
 	r.to.Clear()
 }
 
@@ -80,8 +82,25 @@ func (r *replica) sync(t *rapid.T) {
 			if n := r.to.RemoveBlocks([]BlockHash{c.Block}, c.Tier, c.Group); n != 0 {
 				t.Fatalf("block %x was not held on %v in the copy", c.Block, at)
 			}
+		case BlockKept, BlockLet:
+			if kept := c.Kind == BlockKept; r.kept[c.Block] == kept {
+				t.Fatalf("block %x is kept: %t, which it was before", c.Block, kept)
+			}
+			if r.kept[c.Block] = c.Kind == BlockKept; c.Kind == BlockLet {
+				delete(r.kept, c.Block)
+			}
 		}
 	}
+}
+
+// sparedBlocks returns the blocks that have spares.
+func (w *Writer) sparedBlocks() map[BlockHash]bool {
+	blocks := map[BlockHash]bool{}
+	for k := range w.spares {
+		s := span(w.ix.slab.head(refSegment(k.ref))[hSpan])
+		blocks[BlockHash(w.ix.hashes(s)[refOffset(k.ref)])] = true
+	}
+	return blocks
 }
 
 // heldBlocks returns what a publisher holds, sorted.
@@ -134,6 +153,9 @@ func TestJournal_CopiesAnIndex(t *testing.T) {
 				for id := range PublisherID(machinePublishers) {
 					if r := replicas[id]; r != nil {
 						r.sync(t)
+						if d := gocmp.Diff(m.writers[id].sparedBlocks(), r.kept); d != "" {
+							t.Fatalf("publisher %d: blocks with spares (-index +journal):\n%s", id, d)
+						}
 					}
 					if d := gocmp.Diff(heldBlocks(m.ix, id), heldBlocks(copied, id)); d != "" {
 						t.Fatalf("publisher %d (-index +copy):\n%s", id, d)
@@ -167,7 +189,7 @@ func TestJournal_NotesEvictions(t *testing.T) {
 	a, b := open(t, ix, 1), open(t, ix, 2)
 	var j Journal
 	a.Follow(&j)
-	held := map[BlockHash]bool{}
+	held, kept := map[BlockHash]bool{}, map[BlockHash]bool{}
 	var notes Notes
 	for i := range 40 {
 		w := a
@@ -176,6 +198,8 @@ func TestJournal_NotesEvictions(t *testing.T) {
 		}
 		p := newPrompt(uint64(i), 64)
 		w.Store(p.stored(0, 64))
+		w.Store(p.stored(0, 5))
+		w.Remove(p.names[:2], TierDevice, 0)
 		j.Take(&notes)
 		for _, c := range notes.Changes {
 			switch c.Kind {
@@ -183,8 +207,15 @@ func TestJournal_NotesEvictions(t *testing.T) {
 				held[c.Block] = true
 			case BlockGone:
 				delete(held, c.Block)
+			case BlockKept:
+				kept[c.Block] = true
+			case BlockLet:
+				delete(kept, c.Block)
 			}
 		}
+	}
+	if d := gocmp.Diff(a.sparedBlocks(), kept); d != "" {
+		t.Errorf("blocks with spares (-index +journal):\n%s", d)
 	}
 	if !a.Evicted() {
 		t.Fatal("nothing was evicted: the test tests nothing")
@@ -236,5 +267,28 @@ func TestStoreRun_AllocatesNothing(t *testing.T) {
 		w.StoreRun(Run{Parent: p.chain[31], Contents: p.contents[32:]})
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// A block that loses its last name is let go with its copies.
+func TestJournal_LetsGoOfWhatIsDisowned(t *testing.T) {
+	ix := newIndex(t, Config{})
+	w := open(t, ix, 1)
+	var j Journal
+	w.Follow(&j)
+	p := newPrompt(1, 2)
+	w.Store(p.stored(0, 2))
+	w.Store(p.stored(1, 2))
+	w.Store(Stored{HasParent: true, Parent: 7, Names: p.names[1:], Contents: p.contents[1:]})
+	var notes Notes
+	j.Take(&notes)
+	var got []ChangeKind
+	for _, c := range notes.Changes {
+		if c.Block == p.chain[1] {
+			got = append(got, c.Kind)
+		}
+	}
+	if want := []ChangeKind{BlockHeld, BlockKept, BlockGone, BlockLet}; !slices.Equal(got, want) {
+		t.Errorf("noted %v, want %v", got, want)
 	}
 }

@@ -288,8 +288,8 @@ func (m *machine) sizes(t *rapid.T) {
 			}
 		}
 		pairs += len(hashes)
-		if p.Held != len(hashes) || p.Tiers != want || p.Names != len(mp.known) || p.Orphans != len(mp.orphans) {
-			t.Fatalf("publisher %d: stats %+v, want held %d tiers %v names %d orphans %d", p.ID, p, len(hashes), want, len(mp.known), len(mp.orphans))
+		if p.Held != len(hashes) || p.Tiers != want || p.Names != len(mp.known) || p.Orphans != len(mp.orphans) || p.Spares != len(mp.spares) {
+			t.Fatalf("publisher %d: stats %+v, want held %d tiers %v names %d orphans %d spares %d", p.ID, p, len(hashes), want, len(mp.known), len(mp.orphans), len(mp.spares))
 		}
 		got := m.ix.AppendHeld(nil, p.ID)
 		slices.Sort(got)

@@ -33,6 +33,9 @@ type scratch struct {
 	generations []uint64
 	slots       []uint32
 	careful     bool
+	// again are the blocks of segments that were removed again later, while a
+	// Writer forgets.
+	again map[uint32]uint64
 	// next[:nextLen] are the segments that start at nextFrom and every 64
 	// blocks behind, as far as a match looked ahead; a last 0 for none.
 	next              [lookahead]uint32

@@ -16,6 +16,7 @@ type modelPub struct {
 	groups  []uint8
 	known   map[EngineHash]BlockHash
 	copies  map[modelCopy]int
+	spares  map[modelSpare]int
 	orphans map[EngineHash]*modelOrphan
 	waiting map[EngineHash][]EngineHash
 	fading  []EngineHash // removed lately; forgotten where nothing is remembered
@@ -24,6 +25,12 @@ type modelPub struct {
 type modelCopy struct {
 	name  EngineHash
 	tier  Tier
+	group uint8
+}
+
+// modelSpare is a block of the device tier.
+type modelSpare struct {
+	block BlockHash
 	group uint8
 }
 
@@ -44,11 +51,20 @@ func newModel() *model {
 }
 
 func (p *modelPub) clear() {
-	*p = modelPub{Publisher: p.Publisher, known: map[EngineHash]BlockHash{}, copies: map[modelCopy]int{}, orphans: map[EngineHash]*modelOrphan{}, waiting: map[EngineHash][]EngineHash{}}
+	*p = modelPub{Publisher: p.Publisher, known: map[EngineHash]BlockHash{}, copies: map[modelCopy]int{}, spares: map[modelSpare]int{}, orphans: map[EngineHash]*modelOrphan{}, waiting: map[EngineHash][]EngineHash{}}
 }
 
 func (p *modelPub) disown(n EngineHash) {
+	block, was := p.known[n]
 	delete(p.known, n)
+	for _, b := range p.known {
+		was = was && b != block
+	}
+	if was { // its last name
+		for _, g := range p.groups {
+			delete(p.spares, modelSpare{block, g})
+		}
+	}
 	for c := range p.copies {
 		if c.name == n {
 			delete(p.copies, c)
@@ -58,6 +74,9 @@ func (p *modelPub) disown(n EngineHash) {
 
 func (p *modelPub) hold(c modelCopy) {
 	if c.tier == TierDevice {
+		if p.copies[c] > 0 {
+			p.spares[modelSpare{p.known[c.name], c.group}]++
+		}
 		p.copies[c] = 1
 	} else {
 		p.copies[c]++
@@ -168,6 +187,12 @@ func (p *modelPub) remove(names []EngineHash, t Tier, g uint8, remember bool) (u
 		}
 		if p.copies[c] == 0 {
 			unknown++
+			if spare := (modelSpare{p.known[n], g}); t == TierDevice && p.spares[spare] > 0 {
+				if p.spares[spare]--; p.spares[spare] == 0 {
+					delete(p.spares, spare)
+				}
+				p.fading = append(p.fading, n)
+			}
 			continue
 		}
 		if p.copies[c]--; p.copies[c] == 0 {
@@ -179,12 +204,21 @@ func (p *modelPub) remove(names []EngineHash, t Tier, g uint8, remember bool) (u
 		return unknown
 	}
 	for _, n := range p.fading {
-		if !p.holdsAny(n) {
+		if !p.holdsAny(n) && !p.spared(n) {
 			delete(p.known, n)
 		}
 	}
 	p.fading = nil
 	return unknown
+}
+
+// spared tells whether the block that a name denotes has spares.
+func (p *modelPub) spared(n EngineHash) bool {
+	b, ok := p.known[n]
+	for _, g := range p.groups {
+		ok = ok && p.spares[modelSpare{b, g}] == 0
+	}
+	return !ok && b != 0
 }
 
 func (p *modelPub) holdsAny(n EngineHash) bool {

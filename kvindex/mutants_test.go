@@ -53,6 +53,10 @@ func TestMutants(t *testing.T) {
 		{"a segment whose blocks moved is taken for gone", "match.go", "		// Gone, or read while its blocks moved.\n", "		return nil, 0, 0\n"},
 		{"a first block is made twice", "index.go", "		if !found {\n			return id, version\n		}\n", "		if found {\n			version = 0\n			id = ix.newSegment(first, before, room)\n			ix.segs.Store(first, id)\n		}\n		return id, version\n"},
 		{"what was looked up ahead is believed unread", "match.go", "if n = ix.common(h, chain[pos:]); n == 0 {", "if n = min(segmentBlocks, len(chain)-pos); n == 0 {"},
+		{"a block with a copy is forgotten", "recent.go", "	mask &^= w.spared(r.id, mask)\n", ""},
+		{"a copy is never taken back", "spare.go", "		delete(w.spares, k)\n	default:", "	default:"},
+		{"what was removed again is forgotten as of the first time", "recent.go", "old.mask &^ s.again[old.id]", "old.mask"},
+		{"blocks that wait are not counted", "orphan.go", "	if p.held != 0 {\n		o.held++\n	}\n", ""},
 		{"cut-off blocks are still last", "segment.go", "		store(&h[hLast], ix.hashes(s)[n-1])\n", ""},
 	} {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {

@@ -12,6 +12,10 @@ type orphanage struct {
 	// or parked elsewhere since.
 	waiting map[EngineHash][]EngineHash
 	queued  int // names in waiting
+	// held counts the parked blocks that the publisher holds, lost tells that
+	// some could not even be parked.
+	held int
+	lost bool
 }
 
 // orphan is a parked block.
@@ -23,6 +27,26 @@ type orphan struct {
 
 func (o *orphanage) any() bool { return len(o.parked) > 0 }
 
+// set parks a block, in place of one of that name.
+func (o *orphanage) set(name EngineHash, p orphan) {
+	o.take(name)
+	if p.held != 0 {
+		o.held++
+	}
+	o.parked[name] = p
+}
+
+// take takes a block out; others may go on waiting for it.
+func (o *orphanage) take(name EngineHash) (p orphan, ok bool) {
+	if p, ok = o.parked[name]; ok {
+		delete(o.parked, name)
+		if p.held != 0 {
+			o.held--
+		}
+	}
+	return p, ok
+}
+
 // hold adds a copy to a parked block.
 func (o *orphanage) hold(name EngineHash, kind key) bool {
 	if len(o.parked) == 0 {
@@ -31,7 +55,7 @@ func (o *orphanage) hold(name EngineHash, kind key) bool {
 	p, ok := o.parked[name]
 	if ok {
 		p.held |= 1 << kind
-		o.parked[name] = p
+		o.set(name, p)
 	}
 	return ok
 }
@@ -48,7 +72,7 @@ func (o *orphanage) remove(name EngineHash, kind key) (parked, known bool) {
 	}
 	known = p.held>>kind&1 == 1
 	p.held &^= 1 << kind
-	o.parked[name] = p
+	o.set(name, p)
 	return true, known
 }
 
@@ -61,10 +85,10 @@ func (o *orphanage) put(name EngineHash, p orphan) bool {
 	}
 	if old, ok := o.parked[name]; ok && old.parent == p.parent && old.content == p.content {
 		p.held |= old.held
-		o.parked[name] = p
+		o.set(name, p)
 		return true
 	}
-	o.parked[name] = p
+	o.set(name, p)
 	o.waiting[p.parent] = append(o.waiting[p.parent], name)
 	o.queued++
 	return true
@@ -77,6 +101,7 @@ func (w *Writer) park(parent EngineHash, b *batch) (unplaced int) {
 		w.disown(name)
 		if !w.orphans.put(name, orphan{parent, b.contents[i], 1 << b.kind}) {
 			w.counts.dropped += uint64(len(b.names) - i)
+			w.orphans.lost = true
 			w.rec.lower(TrustIncomplete)
 			break
 		}
@@ -91,11 +116,10 @@ func (w *Writer) park(parent EngineHash, b *batch) (unplaced int) {
 func (w *Writer) attach(b *batch) {
 	o, names := &w.orphans, b.names
 	for i, n := range names { // placed by the store itself
-		p, ok := o.parked[n]
+		p, ok := o.take(n)
 		if !ok {
 			continue
 		}
-		delete(o.parked, n)
 		if ref := w.locate(n); ref != 0 && p.content == b.contents[i] {
 			for kind := key(0); p.held>>kind != 0; kind++ {
 				if p.held>>kind&1 == 1 && kind != b.kind {
@@ -122,7 +146,7 @@ func (w *Writer) attach(b *batch) {
 			if !ok || p.parent != parent {
 				continue
 			}
-			delete(o.parked, kid)
+			o.take(kid)
 			for kind, held := key(0), p.held; kind == 0 || held>>kind != 0; kind++ {
 				if kind == 0 || held>>kind&1 == 1 {
 					w.extend(at, &batch{names: []EngineHash{kid}, contents: []ContentHash{p.content}, kind: kind, hold: held>>kind&1 == 1})
@@ -132,6 +156,6 @@ func (w *Writer) attach(b *batch) {
 		}
 	}
 	if len(o.parked) == 0 {
-		*o = orphanage{}
+		*o = orphanage{lost: o.lost}
 	}
 }

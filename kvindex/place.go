@@ -129,6 +129,9 @@ func (w *Writer) flush(id uint32, h *head, b *batch, f *filling) {
 		}
 		f.named = 0
 	}
+	if again := f.holds & *f.held.held; again != 0 {
+		w.addSpares(id, h, again, b.kind)
+	}
 	if more := f.holds &^ *f.held.held; more != 0 {
 		store(f.held.held, *f.held.held|more)
 		w.pairs += bits.OnesCount64(more)
@@ -148,6 +151,12 @@ func (w *Writer) fill(id uint32, h *head, off int, b *batch) (ok bool) {
 	w.open(id, h, b.kind, &f)
 	if off == 0 && h[hParent] == 0 {
 		h[hParent] = uint64(b.at) // a prediction made it
+	}
+	if off > 0 {
+		// A parent that was removed, and still is used, is remembered from now on.
+		if bit := uint64(1) << (off - 1); *f.base.held&bit == 0 && w.heldAny(h)&bit == 0 {
+			w.recent.add(id, bit)
+		}
 	}
 	// The cache misses of all blocks at once: each would cost as much as the
 	// rest of its work.

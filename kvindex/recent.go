@@ -2,11 +2,10 @@ package kvindex
 
 import "math/bits"
 
-// remembered is how many blocks, and as many names of its own table, a
-// publisher may at least still name as parents after their removal. Engines
-// remove a parent and store its child in one batch. And an engine that has two
-// copies of a block, removes one and goes on using the other names the block
-// as a parent long after: its children would wait as orphans.
+// remembered is how many removals ago a publisher may at least still name a
+// block as a parent; of names of its own table it is as many. Engines remove a
+// parent and store its child in one batch. What an engine has copies of is
+// remembered for longer, see spare.go.
 const remembered = 1024
 
 // recent is what a publisher removed lately, oldest first.
@@ -44,14 +43,28 @@ func (w *Writer) forget(keep int) {
 		n := 0
 		for ; r.blocks > keep; n++ {
 			r.blocks -= bits.OnesCount64(r.runs[n].mask)
-			w.forgetRun(r.runs[n])
 		}
+		s := w.ix.pool.Get().(*scratch)
+		for _, later := range r.runs[n:] {
+			s.again[later.id] |= later.mask
+		}
+		for _, old := range r.runs[:n] {
+			w.forgetRun(run{old.id, old.mask &^ s.again[old.id]})
+		}
+		clear(s.again)
+		w.ix.pool.Put(s)
 		r.runs = append(r.runs[:0], r.runs[n:]...)
 	}
 	if len(r.names) > 2*keep {
 		n := len(r.names) - keep
+		again := make(map[EngineHash]bool, keep)
+		for _, later := range r.names[n:] {
+			again[later] = true
+		}
 		for _, name := range r.names[:n] {
-			w.forgetName(name)
+			if !again[name] {
+				w.forgetName(name)
+			}
 		}
 		r.names = append(r.names[:0], r.names[n:]...)
 	}
@@ -70,6 +83,7 @@ func (w *Writer) forgetRun(r run) {
 		return
 	}
 	mask := r.mask & *base.second &^ w.heldAny(h)
+	mask &^= w.spared(r.id, mask)
 	if w.several != nil {
 		for m := mask; m != 0; m &= m - 1 {
 			off := bits.TrailingZeros64(m)
@@ -109,7 +123,7 @@ func (w *Writer) forgetName(name EngineHash) {
 		holds = false
 		w.kinds(h, func(k key, _ *uint64) { holds = holds || w.copies[copyKey{name, k}] > 0 })
 	}
-	if !holds {
+	if !holds && w.spared(id, 1<<off) == 0 {
 		w.drop(id, h, off, name)
 	}
 }

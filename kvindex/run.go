@@ -85,6 +85,12 @@ func (w *Writer) Announce(g uint8) {
 	w.kind(TierDevice, g, true)
 }
 
+// Lacks tells whether the index lacks blocks that the publisher announced and
+// did not remove: they wait for their parent, or were dropped for want of room
+// since it was cleared. The publisher is incomplete then, whatever its history
+// is.
+func (w *Writer) Lacks() bool { return w.orphans.held > 0 || w.orphans.lost || w.Evicted() }
+
 // Evicted tells whether the index dropped blocks of the publisher for want of
 // room since it was cleared.
 func (w *Writer) Evicted() bool {

@@ -27,9 +27,10 @@ type PublisherStats struct {
 	Trust Trust
 	// Held counts blocks held on any tier, Tiers those on each; Names the
 	// engine names known, those of blocks removed lately included; Orphans the
-	// blocks parked for want of their parent.
-	Held, Names, Orphans int
-	Tiers                [NumTiers]int
+	// blocks parked for want of their parent, Spares the blocks of which the
+	// engine may have another copy than the one that counts, or counted.
+	Held, Names, Orphans, Spares int
+	Tiers                        [NumTiers]int
 	// Forwarded counts removals that took effect, Suppressed those absorbed by
 	// another copy, Unknown those of blocks not held.
 	Forwarded, Suppressed, Unknown uint64
@@ -73,7 +74,7 @@ func (ix *Index) Stats() Stats {
 	anyone := map[uint32]uint64{} // segments with blocks held, by id
 	for _, w := range ix.publishers {
 		p := PublisherStats{
-			Publisher: w.pub, Trust: w.rec.trust(), Names: w.own.n, Orphans: len(w.orphans.parked),
+			Publisher: w.pub, Trust: w.rec.trust(), Names: w.own.n, Orphans: len(w.orphans.parked), Spares: len(w.spares),
 			Forwarded: w.counts.forwarded, Suppressed: w.counts.suppressed, Unknown: w.counts.unknown,
 			Parked: w.counts.parked, Dropped: w.counts.dropped,
 		}

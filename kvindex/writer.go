@@ -29,6 +29,9 @@ type Writer struct {
 	// one name copies has only what goes beyond the first.
 	several map[uint32][]EngineHash
 	copies  map[copyKey]uint8
+	// spares counts, for blocks of the device tier, what may be left besides the
+	// copy that counts; see spare.go.
+	spares  map[spareKey]uint8
 	orphans orphanage
 	recent  recent
 	counts  counters
@@ -93,11 +96,12 @@ func (w *Writer) kind(t Tier, group uint8, announce bool) (key, bool) {
 // Store records the blocks of s. It reports how many of them could not be
 // placed at once: their parent is unknown, or, for a tier update, the name
 // itself. Blocks of an unknown parent are parked and placed when it arrives,
-// unless there are too many, which makes the publisher incomplete.
+// unless there are too many; see [Writer.Lacks].
 func (w *Writer) Store(s Stored) (unplaced int) {
 	w.ix.world.RLock()
 	before := w.pairs
 	unplaced = w.store(&s)
+	w.shed(fewSpares)
 	w.ix.held.Add(int64(w.pairs - before))
 	w.ix.world.RUnlock()
 	if w.stored += len(s.Names); w.stored >= storedStep {
@@ -223,6 +227,7 @@ func (w *Writer) take(ref uint32, names []EngineHash, kind key) (n, miss int) {
 	}
 	e, ok := ix.entry(h, w.key|kind)
 	if !ok {
+		w.spend(id, h, off, names[0], kind)
 		return 1, 1
 	}
 	s := span(h[hSpan])
@@ -233,6 +238,7 @@ func (w *Writer) take(ref uint32, names []EngineHash, kind key) (n, miss int) {
 			gone |= bit
 		} else {
 			miss++
+			w.spend(id, h, off, names[n], kind)
 		}
 		n++
 		if n == len(names) || w.orphans.any() {
@@ -267,6 +273,7 @@ func (w *Writer) takeOne(id uint32, h *head, off int, name EngineHash, kind key)
 	known, still := w.unhold(h, off, ref, name, kind)
 	switch {
 	case !known:
+		w.spend(id, h, off, name, kind)
 		return 1
 	case still:
 		w.counts.suppressed++
@@ -309,7 +316,7 @@ func (w *Writer) reset() {
 	w.groups, w.segs, w.last = w.groups[:0], nil, 0
 	w.rec.setGroups(0)
 	w.ix.held.Add(int64(-w.pairs))
-	w.own, w.several, w.copies = ownNames{}, nil, nil
+	w.own, w.several, w.copies, w.spares = ownNames{}, nil, nil, nil
 	w.orphans, w.recent = orphanage{}, recent{}
 	w.pairs, w.once, w.evicted = 0, false, false
 	if w.journal != nil {

@@ -147,7 +147,8 @@ type indexCollector struct {
 	pool  *pool.Pool
 
 	blocks, held, bytes       *prometheus.Desc
-	tiers, names, waiting     *prometheus.Desc
+	tiers, names              *prometheus.Desc
+	waiting, spares           *prometheus.Desc
 	removed, parked, unplaced *prometheus.Desc
 }
 
@@ -162,7 +163,8 @@ func newIndexCollector(index *kvindex.Index, p *pool.Pool) *indexCollector {
 		bytes:    desc("bytes", "Memory of the index, without the publishers' own names and orphans."),
 		tiers:    desc("publisher_held_blocks", "Blocks that a publisher holds on a tier.", "endpoint", "rank", "tier"),
 		names:    desc("publisher_names", "Names that a publisher has announced and not taken back, and those taken back lately.", "endpoint", "rank"),
-		waiting:  desc("publisher_orphan_blocks", "Blocks of a publisher that wait for their parent.", "endpoint", "rank"),
+		waiting:  desc("publisher_orphan_blocks", "Blocks of a publisher that wait for their parent. It is incomplete while it holds any of them.", "endpoint", "rank"),
+		spares:   desc("publisher_spare_blocks", "Blocks that a publisher stored more often than it removed them, besides the copy that counts: their names are remembered.", "endpoint", "rank"),
 		removed:  desc("publisher_removals_total", "Removed blocks of a publisher: forwarded took effect, suppressed left another copy, unknown were not held.", "endpoint", "rank", "result"),
 		parked:   desc("publisher_parked_total", "Blocks of a publisher that came before their parent.", "endpoint", "rank"),
 		unplaced: desc("publisher_dropped_total", "Blocks of a publisher that came before their parent and were not kept.", "endpoint", "rank"),
@@ -171,7 +173,7 @@ func newIndexCollector(index *kvindex.Index, p *pool.Pool) *indexCollector {
 
 // Describe implements prometheus.Collector.
 func (c *indexCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.blocks, c.held, c.bytes, c.tiers, c.names, c.waiting, c.removed, c.parked, c.unplaced} {
+	for _, d := range []*prometheus.Desc{c.blocks, c.held, c.bytes, c.tiers, c.names, c.waiting, c.spares, c.removed, c.parked, c.unplaced} {
 		ch <- d
 	}
 }
@@ -205,6 +207,7 @@ func (c *indexCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(c.names, p.Names, l[:]...)
 		gauge(c.waiting, p.Orphans, l[:]...)
+		gauge(c.spares, p.Spares, l[:]...)
 		counter(c.removed, p.Forwarded, l[0], l[1], "forwarded")
 		counter(c.removed, p.Suppressed, l[0], l[1], "suppressed")
 		counter(c.removed, p.Unknown, l[0], l[1], "unknown")

@@ -269,7 +269,8 @@ func (f *feed) apply(changes []kvindex.Change) {
 		}
 	}
 	for _, c := range changes {
-		if c.Kind == kvindex.BlockGone {
+		switch c.Kind {
+		case kvindex.BlockGone:
 			if i, ok := f.tree.index[c.Block]; ok && f.tree.drop(i, f.tree.bit(c.Tier, c.Group)) {
 				if removed == 0 {
 					f.flush() // what was added before is told before
@@ -279,6 +280,11 @@ func (f *feed) apply(changes []kvindex.Change) {
 				if removed++; removed == maxDelta {
 					evict()
 				}
+			}
+			continue
+		case kvindex.BlockKept, kvindex.BlockLet:
+			if i := f.tree.find(c.Block); i != 0 {
+				f.tree.keep(i, c.Kind == kvindex.BlockKept)
 			}
 			continue
 		}

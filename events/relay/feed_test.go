@@ -339,3 +339,40 @@ func TestFeed_NoRoomIsIncomplete(t *testing.T) {
 	w.Clear()
 	expect("cleared", kvindex.TrustExact)
 }
+
+// A block of which the engine has another copy can be told of as a parent,
+// however much has left the tree since its removal.
+func TestFeed_BehindAParentWithACopy(t *testing.T) {
+	e := &engine{side: newSide(t)}
+	e.feed = testFeed(testConfig(), e.side)
+	defer e.feed.Close()
+	scope := kvindex.Scope{Model: "m", BlockSize: 16}
+	root := testHasher.Root(scope)
+	c := chain{scope, []kvindex.ContentHash{1, 2, 3}}
+	e.feed.Root(root, scope)
+	first := kvindex.Stored{Root: root, Names: c.names()[:2], Contents: c.contents[:2]}
+	e.w.Store(first)
+	e.w.Store(first)
+	e.w.Remove(first.Names, kvindex.TierDevice, 0)
+	e.sync()
+	for i := range ghostMemory + 1 {
+		other := chain{scope, []kvindex.ContentHash{kvindex.ContentHash(100 + i)}}
+		e.feed.Root(root, scope)
+		e.w.Store(kvindex.Stored{Root: root, Names: other.names(), Contents: other.contents})
+		e.w.Remove(other.names(), kvindex.TierDevice, 0)
+		e.sync()
+	}
+	e.w.Store(kvindex.Stored{HasParent: true, Parent: c.names()[1], Names: c.names()[2:], Contents: c.contents[2:]})
+	e.sync()
+	late := &follower{side: newSide(t)}
+	late.r = testReceiver(late.side)
+	late.follow(t, e.feed, 0)
+	if held := late.held(); len(held) != 1 || held[0].Hash != c.blocks()[2] || e.feed.lost {
+		t.Errorf("the router holds %v; lost: %t", held, e.feed.lost)
+	}
+	e.w.Remove(c.names(), kvindex.TierDevice, 0) // the copies, and what was behind them
+	e.sync()
+	if n := len(e.feed.tree.index); n != 0 {
+		t.Errorf("%d nodes are left in the tree", n)
+	}
+}

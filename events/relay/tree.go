@@ -9,7 +9,8 @@ import (
 
 // tree is what one publisher holds, as the chains that it stands in: exactly
 // what its Writer's journal told. A block that is not held stays as long as one
-// behind it is, so that every block can be told of from its root on.
+// behind it is, so that every block can be told of from its root on, or as the
+// publisher may name it as a parent.
 type tree struct {
 	// nodes[0] is not used: 0 stands for none. free lists unused ones.
 	nodes []node
@@ -29,6 +30,7 @@ type node struct {
 	child               int32 // the first one
 	next, prev          int32 // children of one parent, prev 0 of the first
 	held                uint32
+	kept                bool // see kvindex.BlockKept
 	scope               uint32
 	lastChild, children int32
 }
@@ -170,13 +172,19 @@ func (t *tree) drop(i int32, bit uint32) bool {
 	return true
 }
 
+// keep has a node stay whether it is held or not, or no longer.
+func (t *tree) keep(i int32, kept bool) {
+	t.nodes[i].kept = kept
+	t.release(i)
+}
+
 // release removes a node that nothing needs, and then those before it. What
 // goes is remembered for a while, for a publisher may name as a parent what it
 // removed a short time ago. Roots go too.
 func (t *tree) release(i int32) {
 	for i != 0 {
 		n := &t.nodes[i]
-		if n.held != 0 || n.children > 0 {
+		if n.held != 0 || n.kept || n.children > 0 {
 			return
 		}
 		parent := n.parent
