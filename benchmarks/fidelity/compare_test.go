@@ -33,11 +33,11 @@ func TestMain(m *testing.M) {
 // config returns a comparison of a workload whose token hit depends on the
 // decisions and on the capacity, and little on timing: eight prefixes of four
 // blocks, asked for so often that each engine soon has those that it is sent,
-// and engines that hold all of them and what comes between two uses, but not in
-// half of their blocks.
+// and engines that hold all of them beside the requests that run, but not in half
+// of their blocks.
 func config(t *testing.T, requests int) Config {
 	t.Helper()
-	const blocks = 80
+	const blocks = 48
 	fixed := func(v float64) workload.Dist { return workload.Dist{Mean: v} }
 	w, err := workload.Spec{
 		Name: "test", Requests: requests, Rate: 40, ArrivalCV: 1, Prefixes: 8,

@@ -100,7 +100,7 @@ func (c Config) stack(strategy string, scale float64, dir string) stack.Config {
 		Warmpath: c.Warmpath, Enginesim: c.Enginesim, Envoy: c.Envoy, Dir: dir, Engines: c.Endpoints, Model: modelName,
 		EngineArgs: []string{
 			"--profile", c.Profile.Name, "--time-scale", strconv.FormatFloat(scale, 'g', -1, 64),
-			"--block-size", strconv.Itoa(workload.BlockTokens), "--blocks", strconv.Itoa(scenario.Blocks()),
+			"--block-size", strconv.Itoa(workload.BlockTokens), "--blocks", strconv.Itoa(scenario.Blocks()), "--empty-first",
 			"--max-model-len", strconv.Itoa(longest), "--prefix-caching-hash-algo", string(engine.HashXXH3CBOR),
 		},
 		RouterArgs: []string{"--extproc.drain_delay=0s", "--routing.strategy=" + strategy},

@@ -102,6 +102,7 @@ func parse(args []string, stderr io.Writer) (server.Config, slog.Level, error) {
 	fs.StringVar(&profile, "profile", "8b", "step model: 8b, 32b or 70b")
 	fs.IntVar(&cfg.Engine.Blocks, "blocks", 0, "KV blocks (default the profile's capacity)")
 	fs.IntVar(&cfg.Engine.BlockSize, "block-size", engine.DefaultBlockSize, "tokens per block")
+	fs.BoolVar(&cfg.Engine.EmptyFirst, "empty-first", false, "reuse blocks that were left unfilled before cached ones; vLLM does not, simulations with large blocks do")
 	fs.IntVar(&cfg.Engine.MaxModelLen, "max-model-len", engine.DefaultMaxModelLen, "context length in tokens")
 	fs.IntVar(&cfg.Engine.TokenBudget, "max-num-batched-tokens", engine.DefaultTokenBudget, "tokens computed per step")
 	fs.IntVar(&cfg.Engine.MaxSeqs, "max-num-seqs", engine.DefaultMaxSeqs, "running sequences")
