@@ -45,8 +45,8 @@ type options struct {
 func (o *options) flags(errOut io.Writer) *flag.FlagSet {
 	fs := flag.NewFlagSet("real", flag.ContinueOnError)
 	fs.SetOutput(errOut)
-	fs.StringVar(&o.workload, "workload", "shared-prefix", "workload to generate, see gen --list; one without adapters")
-	fs.IntVar(&o.requests, "requests", 400, "`number` of requests")
+	fs.StringVar(&o.workload, "workload", "tools", "workload to generate, see gen --list; one without adapters")
+	fs.IntVar(&o.requests, "requests", 1000, "`number` of requests")
 	fs.Uint64Var(&o.seed, "seed", 1, "of the workload")
 	fs.Float64Var(&o.Speed, "speed", 0.4, "multiple of the workload's rate")
 	fs.StringVar(&o.strategies, "strategies", "prefix-cache,least-request,random", "the product's strategies, comma-separated; blends as 'a:2+b'")
