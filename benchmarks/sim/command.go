@@ -23,12 +23,12 @@ import (
 type options struct {
 	trace, workloads, strategies, profile, preset string
 	endpoints, loads, speeds, capacities, hosts   string
-	lags, losses, replicas, set, out              string
+	lags, losses, replays, replicas, set, out     string
 	seeds, workers, requests, ahead               int
 	restart                                       time.Duration
 	slow                                          float64
 	first                                         uint64
-	replay, wire, detail, json, dryRun, list      bool
+	wire, detail, json, dryRun, list              bool
 }
 
 func (o *options) flags() *flag.FlagSet {
@@ -48,7 +48,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.StringVar(&o.hosts, "host", "0", "host tiers as multiples of the cache, comma-separated; 0 is none")
 	fs.StringVar(&o.lags, "lag", "0s", "delays of KV events, comma-separated")
 	fs.StringVar(&o.losses, "loss", "0", "shares of event batches that are lost, comma-separated")
-	fs.BoolVar(&o.replay, "replay", true, "lost batches are asked for again; false: the endpoint's state is dropped")
+	fs.StringVar(&o.replays, "replay", "true", "lost batches are asked for again; false: the endpoint's state is dropped; true,false: both")
 	fs.StringVar(&o.replicas, "replicas", "1", "numbers of routers that share nothing, comma-separated")
 	fs.DurationVar(&o.restart, "restart", 0, "time after which the next endpoint crashes and comes back empty; 0: none does")
 	fs.Float64Var(&o.slow, "slow", 0, "share of endpoints that are half as fast")
@@ -160,7 +160,7 @@ func (o *options) plan() (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	base := Scenario{Replay: o.replay, Restart: o.restart, Slow: o.slow, Wire: o.wire, Detail: o.detail, Ahead: o.ahead}
+	base := Scenario{Restart: o.restart, Slow: o.slow, Wire: o.wire, Detail: o.detail, Ahead: o.ahead}
 	if base.Profile, err = engine.ProfileByName(o.profile); err != nil {
 		return Plan{}, fmt.Errorf("--profile: %w", err)
 	}
@@ -220,6 +220,13 @@ func (o *options) plan() (Plan, error) {
 		return err
 	})
 	each("loss", o.losses, float(func(it *Item) *float64 { return &it.Loss }))
+	each("replay", o.replays, func(it *Item, v string) (err error) {
+		it.Replay, err = strconv.ParseBool(v)
+		return err
+	})
+	if o.replays != "false" { // where nothing is lost, nothing is replayed
+		items = slices.DeleteFunc(items, func(it Item) bool { return it.Loss == 0 && !it.Replay })
+	}
 	each("replicas", o.replicas, integer(func(it *Item) *int { return &it.Replicas }))
 	strategies := o.strategies
 	if strategies == "all" {

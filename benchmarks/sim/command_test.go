@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,6 +60,32 @@ func TestPlan_EveryCombination(t *testing.T) {
 	}
 }
 
+// Events are replayed or not only where some are lost.
+func TestPlan_Replay(t *testing.T) {
+	o, err := parse(strings.Fields("--workload chat --loss 0,0.1 --replay true,false --strategies random"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := o.plan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for i := range p.Items {
+		s := p.Items[i].WithDefaults()
+		got = append(got, s.setting())
+	}
+	if want := []string{"", "loss 0.1", "loss 0.1, no replay"}; !slices.Equal(got, want) {
+		t.Errorf("settings %q, want %q", got, want)
+	}
+	if o, err = parse(strings.Fields("--workload chat --replay maybe")); err == nil {
+		_, err = o.plan()
+	}
+	if err == nil || !strings.Contains(err.Error(), "--replay") {
+		t.Errorf("maybe: %v", err)
+	}
+}
+
 // All presets are valid, whatever they name.
 func TestPresets_Valid(t *testing.T) {
 	for _, p := range presets() {
@@ -99,6 +126,10 @@ func TestPlan_Interrupted(t *testing.T) {
 	r, err := p.Execute(ctx)
 	if err == nil {
 		t.Error("no error says that it was interrupted")
+	}
+	var b strings.Builder
+	if err := r.Summary(&b); err != nil || !strings.Contains(b.String(), "random") {
+		t.Errorf("%v: %s", err, b.String())
 	}
 	if len(r.Cells) < 2 || r.Cells[0].Seeds != 2 || r.Cells[len(r.Cells)-1].Strategy == "round-robin" {
 		t.Errorf("cells %+v, want the first whole and the last not begun", r.Cells)

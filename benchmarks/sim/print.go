@@ -24,7 +24,7 @@ func dryRun(ctx context.Context, w io.Writer, p Plan) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, "\n%d cells of %d seeds: %d runs; estimated time on this machine as it is now %v, from runs of %d requests\n",
+	_, err = fmt.Fprintf(w, "\n%d cells of %d seeds: %d runs; estimated time %v if nothing else runs here, from runs of %d requests\n",
 		len(p.Items), p.Seeds, len(p.Items)*p.Seeds, round(estimate), calibrated)
 	return err
 }

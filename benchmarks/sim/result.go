@@ -124,3 +124,47 @@ func Read(r io.Reader) (Result, error) {
 	err := dec.Decode(&out)
 	return out, err
 }
+
+func newCell(it *Item, seeds []*Outcome, refs []Reference, speed float64) Cell {
+	of := func(value func(*Outcome) float64) Estimate {
+		values := make([]float64, 0, len(seeds))
+		for _, o := range seeds {
+			values = append(values, value(o))
+		}
+		return estimate(values)
+	}
+	c := Cell{
+		Workload: it.Name, Strategy: it.Strategy, Endpoints: it.Endpoints, Load: it.Load, Seeds: len(seeds),
+		MeanTTFT:  of(func(o *Outcome) float64 { return o.MeanTTFT }),
+		P90TTFT:   of(func(o *Outcome) float64 { return o.P90TTFT }),
+		TPOT:      of(func(o *Outcome) float64 { return o.TPOT }),
+		TokenHit:  of(func(o *Outcome) float64 { return o.TokenHit }),
+		Imbalance: of(func(o *Outcome) float64 { return o.Imbalance }).Mean,
+		Speed:     speed,
+		Detail:    it.detail(seeds),
+	}
+	for k, r := range refs {
+		n := float64(len(refs))
+		c.CeilingHit += r.Ceiling / n
+		c.PooledTTFT += r.Pooled.MeanTTFT / n
+		c.PooledP90 += r.Pooled.P90TTFT / n
+		if pooled := r.Pooled.P90TTFT; pooled > 0 {
+			c.WorstP90 = max(c.WorstP90, seeds[k].P90TTFT/pooled)
+		}
+	}
+	return c.rounded()
+}
+
+// rounded returns c with figures of at most seven digits: more are noise.
+func (c Cell) rounded() Cell {
+	for _, v := range []*float64{
+		&c.Load, &c.MeanTTFT.Mean, &c.MeanTTFT.CI95, &c.P90TTFT.Mean, &c.P90TTFT.CI95, &c.TPOT.Mean, &c.TPOT.CI95,
+		&c.TokenHit.Mean, &c.TokenHit.CI95, &c.CeilingHit, &c.PooledTTFT, &c.PooledP90, &c.WorstP90, &c.Imbalance, &c.Speed,
+	} {
+		if *v != 0 {
+			scale := math.Pow(10, 6-math.Floor(math.Log10(math.Abs(*v))))
+			*v = math.Round(*v*scale) / scale
+		}
+	}
+	return c
+}

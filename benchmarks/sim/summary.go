@@ -13,6 +13,10 @@ import (
 // load, the least time to first token first, and how the tested strategy is
 // beside the best baseline.
 func (r Result) Summary(w io.Writer) error {
+	if len(r.Cells) == 0 {
+		_, err := fmt.Fprintln(w, "no run of a strategy was finished")
+		return err
+	}
 	count := map[Verdict]int{}
 	for _, g := range r.places() {
 		if err := g.print(w, count); err != nil {
