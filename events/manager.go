@@ -63,10 +63,17 @@ type Manager struct {
 	ready     chan struct{}
 	taps      Taps   // nil: nobody is told
 	relays    Relays // nil: relays are ignored
-	// saved are the publishers of the process before; Run takes from it.
-	saved map[savedKey]*Saved
+	peers     Peers  // nil: no other router is asked
+	askFor    time.Duration
+	// asking ends when no other router is asked any more; asks counts those who
+	// ask. Run's alone.
+	asking context.Context
+	asks   sync.WaitGroup
 
-	mu      sync.Mutex
+	mu sync.Mutex
+	// saved are the publishers of the process before, each until it is taken;
+	// guarded by mu.
+	saved   map[savedKey]*Saved
 	running map[kvindex.PublisherID]*running // guarded by mu; changed by Run only
 	// waiting are the publishers present at start that neither are live nor
 	// have failed. It is nil before the first snapshot. Guarded by mu.
@@ -117,6 +124,12 @@ func (m *Manager) Run(ctx context.Context, p SnapshotSource) error {
 		defer in.close()
 		m.transport = in
 		m.log.Info("waiting for engines to connect", "listen", in.socket.Endpoint())
+	}
+	if m.peers != nil {
+		asking, stop := context.WithTimeout(ctx, m.askFor)
+		m.asking = asking
+		defer m.asks.Wait()
+		defer stop()
 	}
 	defer m.stop(func(kvindex.PublisherID) bool { return true })
 	for {
@@ -170,11 +183,15 @@ func (m *Manager) follow(ctx context.Context, snap *pool.Snapshot) error {
 		return !ok || s != m.running[id].Subject
 	})
 	m.await(present)
+	var fresh []Subject
 	for id, s := range want {
-		if m.running[id] != nil {
-			continue
+		if m.running[id] == nil {
+			fresh = append(fresh, s)
 		}
-		if err := m.start(ctx, s); err != nil {
+	}
+	coming := m.ask(fresh)
+	for _, s := range fresh {
+		if err := m.start(ctx, s, coming[s.Publisher.ID]); err != nil {
 			return err
 		}
 	}
@@ -218,7 +235,9 @@ func (m *Manager) tellReady() {
 	}
 }
 
-func (m *Manager) start(ctx context.Context, of Subject) error {
+// start follows a publisher. coming brings what another router knows of it, nil
+// if none is asked.
+func (m *Manager) start(ctx context.Context, of Subject, coming <-chan *Saved) error {
 	p := of.Publisher
 	w, err := m.index.Open(p.Publisher)
 	if err != nil {
@@ -231,7 +250,7 @@ func (m *Manager) start(ctx context.Context, of Subject) error {
 		publisher: p, writer: w, settled: sync.OnceFunc(func() { m.settled(p.Publisher) }),
 		series: m.metrics.series(of.Endpoint, p.Rank), seq: NewSequence(p.Replay != ""),
 		applier: applier{hasher: m.hasher, model: of.Model, state: of.State, to: w},
-		pauses:  newPauses(m.cfg), roots: map[kvindex.BlockHash]struct{}{},
+		pauses:  newPauses(m.cfg), roots: map[kvindex.BlockHash]struct{}{}, questions: make(chan question),
 		status: Status{
 			Endpoint: of.Endpoint, Rank: p.Rank, Events: p.Events, Replay: p.Replay, Relay: p.Relay, Source: SourceEngine,
 			Phase: Connecting.String(), Trust: kvindex.TrustSilent.String(), Since: time.Now(),
@@ -243,7 +262,6 @@ func (m *Manager) start(ctx context.Context, of Subject) error {
 	}
 	if s.publisher.Replay != "" && s.tap == nil {
 		s.applier.root = func(root kvindex.BlockHash, _ kvindex.Scope) { s.remember(root) }
-		m.warmUp(s, of)
 	}
 	if p.Replay == "" && p.Events != "" {
 		log.Warn("no replay endpoint: what is missed cannot be had again; set replay_endpoint in the engine's --kv-events-config and replay here")
@@ -256,6 +274,7 @@ func (m *Manager) start(ctx context.Context, of Subject) error {
 	m.mu.Unlock()
 	go func() {
 		defer close(r.done)
+		m.warmUp(ctx, s, of, coming)
 		m.feed(ctx, s, of)
 		if all.Err() != nil { // the process ends, not the publisher
 			m.save(s, of)

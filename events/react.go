@@ -10,6 +10,7 @@ import (
 func (s *subscriber) onLive(ctx context.Context, m message) {
 	next, ok := s.seq.Next()
 	st := s.seq.Live(m.seq)
+	s.heardAt = m.at
 	s.heardNow()
 	if gap := st.Ask || st.Reset; gap && ok && m.seq > next {
 		s.m.missed.Add(float64(m.seq - next))
@@ -33,7 +34,7 @@ func (s *subscriber) onReplay(ctx context.Context, m replayMessage) {
 	case replayGarbage:
 		s.m.frames[frameMalformed].Inc()
 	case replayBatch:
-		s.answered = true
+		s.answered, s.heardAt = true, now
 		s.deadline = now.Add(s.cfg.Quiet)
 		next, _ := s.seq.Next()
 		same := m.seq+1 == next && s.same(m.payload)
@@ -43,6 +44,7 @@ func (s *subscriber) onReplay(ctx context.Context, m replayMessage) {
 		}
 		s.do(ctx, st, message{seq: m.seq, payload: m.payload})
 	case replayMarker:
+		s.heardAt = now
 		s.m.replays[replayMarked].Inc()
 		s.endReplay(ctx, s.seq.ReplayEnd(true))
 	case replayBroken:

@@ -45,6 +45,10 @@ type subscriber struct {
 	// applied it, until it is proven; warmed is told whether it was.
 	resuming *[sha256.Size]byte
 	warmed   func(same bool)
+	// heardAt is when the engine said anything last; zero: never.
+	heardAt time.Time
+	// questions is where others ask for what is known, while there is a connection.
+	questions chan question
 	// roots are those of the chains seen in this generation.
 	roots map[kvindex.BlockHash]struct{}
 	trust kvindex.Trust
@@ -196,6 +200,8 @@ func (s *subscriber) session(ctx context.Context, stream Stream) error {
 				s.onLive(ctx, <-live)
 			}
 			return err
+		case q := <-s.questions:
+			s.answer(q)
 		case <-timer.C:
 			s.onDue(ctx, time.Now())
 		}

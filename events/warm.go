@@ -2,23 +2,28 @@ package events
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
 )
 
-// Saved is what a publisher's subscriber knew when it ended: enough to go on
-// where it stood, once the engine has proven by its last batch that it is still
-// the same process. Only a complete history is saved, and only of a publisher
-// with a replay endpoint, without which nothing can be proven.
+// Saved is what a publisher's subscriber knew when it ended, or what that of
+// another router knows: enough to go on where it stood, once the engine has
+// proven by its last batch that it is still the same process. Only a complete
+// history is saved, and only of a publisher with a replay endpoint, without
+// which nothing can be proven.
 type Saved struct {
 	// Address, Rank and Model say whose it is. Blocks are hashes under the fleet
 	// seed.
 	Address string
 	Rank    int
 	Model   string
+	// Heard is when the engine was heard from last.
+	Heard time.Time
 	// Next is the sequence that follows, Last the SHA-256 of the batch before.
 	Next uint64
 	Last [sha256.Size]byte
@@ -32,9 +37,13 @@ type Saved struct {
 
 // WarmStart counts what became of the publishers that a router started with.
 type WarmStart struct {
-	// Restored were saved and are there again. Of these, Resumed are proven to
-	// be of the same process, and Reset are not.
-	Restored, Resumed, Reset int
+	// Asked are those that other routers were asked for, Asking those of them
+	// for which that is not over.
+	Asked, Asking int
+	// Restored were saved, or are known to another router, FromPeers of them,
+	// and are there again. Of these, Resumed are proven to be of the same
+	// process, and Reset are not.
+	Restored, FromPeers, Resumed, Reset int
 }
 
 // The indices of metrics.warm.
@@ -77,17 +86,53 @@ func (m *Manager) WarmStart() WarmStart {
 	return m.warm
 }
 
-// warmUp restores a publisher's state if it was saved, once.
-func (m *Manager) warmUp(s *subscriber, of Subject) {
+// warmUp restores a publisher's state if it was saved, once, or if another
+// router knows it, whichever heard from the engine later. coming brings what
+// another router knows, if anything, and is closed; nil if none is asked.
+func (m *Manager) warmUp(ctx context.Context, s *subscriber, of Subject, coming <-chan *Saved) {
+	if s.publisher.Replay == "" || s.tap != nil {
+		return
+	}
+	var known []*Saved
+	if from := m.takeSaved(of); from != nil {
+		known = append(known, from)
+	}
+	var peer *Saved
+	if coming != nil {
+		select {
+		case peer = <-coming:
+		case <-ctx.Done():
+		}
+		defer func() { // once it is counted what came of it
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.warm.Asking--
+		}()
+	}
+	if peer != nil {
+		known = append(known, peer)
+	}
+	slices.SortFunc(known, func(a, b *Saved) int { return b.Heard.Compare(a.Heard) })
+	if i := slices.IndexFunc(known, s.restore); i >= 0 {
+		m.restored(s, known[i] == peer)
+	}
+}
+
+// takeSaved returns what was saved of a publisher, once.
+func (m *Manager) takeSaved(of Subject) *Saved {
+	if of.Publisher.Relay != "" {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	key := savedKey{of.Address, of.Publisher.Rank, of.Model}
 	from := m.saved[key]
-	if from == nil || of.Publisher.Relay != "" {
-		return
-	}
 	delete(m.saved, key)
-	if !s.restore(from) {
-		return
-	}
+	return from
+}
+
+// restored counts a publisher that was restored, and what will become of it.
+func (m *Manager) restored(s *subscriber, fromPeer bool) {
 	s.warmed = func(same bool) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -101,8 +146,11 @@ func (m *Manager) warmUp(s *subscriber, of Subject) {
 	}
 	m.metrics.warm[warmRestored].Inc()
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.warm.Restored++
-	m.mu.Unlock()
+	if fromPeer {
+		m.warm.FromPeers++
+	}
 }
 
 // save keeps what a subscriber knew at its end.
@@ -131,7 +179,7 @@ func (s *subscriber) save(of Subject) (Saved, bool) {
 		return Saved{}, false
 	}
 	out := Saved{
-		Address: of.Address, Rank: of.Publisher.Rank, Model: of.Model, Next: next, Last: sha256.Sum256(s.last),
+		Address: of.Address, Rank: of.Publisher.Rank, Model: of.Model, Heard: s.heardAt, Next: next, Last: sha256.Sum256(s.last),
 		Roots: slices.Sorted(maps.Keys(s.roots)),
 	}
 	for g, other := range s.applier.other {
@@ -184,7 +232,9 @@ func (s *subscriber) restore(from *Saved) bool {
 	}
 	s.seq.Resume(from.Next)
 	s.resuming = &from.Last
-	s.status.Sequence, s.status.Sequenced = from.Next-1, true // nobody else has the subscriber yet
+	s.mu.Lock()
+	s.status.Sequence, s.status.Sequenced = from.Next-1, true
+	s.mu.Unlock()
 	return true
 }
 

@@ -84,7 +84,7 @@ func (r *relayed) start() {
 		t.Fatal(err)
 	}
 	log, reg, hasher := slog.New(slog.DiscardHandler), prometheus.NewRegistry(), kvindex.NewHasher(fleetSeed)
-	rl, err := relay.New(r.cfg, hasher, log, reg, rand.New(rand.NewPCG(5, 6)), nil)
+	rl, err := relay.New(r.cfg, hasher, log, reg, rand.New(rand.NewPCG(5, 6)), relay.Network{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,6 +140,9 @@ type wire struct {
 	// guarded by mu; moved is closed and replaced when something changes.
 	target  string
 	stalled bool
+	// allowed is how much may pass from the target before all is cut; negative:
+	// anything.
+	allowed int
 	delay   time.Duration // for every piece
 	open    map[net.Conn]bool
 	moved   chan struct{}
@@ -162,7 +165,7 @@ func newWire(t *testing.T) *wire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{ln: ln, open: map[net.Conn]bool{}, moved: make(chan struct{})}
+	w := &wire{ln: ln, allowed: -1, open: map[net.Conn]bool{}, moved: make(chan struct{})}
 	w.wg.Go(w.accept)
 	t.Cleanup(func() {
 		w.set(func() { w.stalled = false })
@@ -197,6 +200,23 @@ func (w *wire) to(target string) {
 // stall lets nothing pass, and keeps the connections.
 func (w *wire) stall(on bool) { w.set(func() { w.stalled = on }) }
 
+// cutAfter lets n bytes pass from the target, over all connections, and then
+// nothing any more.
+func (w *wire) cutAfter(n int) { w.set(func() { w.allowed = n }) }
+
+// passes takes what may pass off what is allowed, and tells whether all of n
+// may.
+func (w *wire) passes(n int) (int, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.allowed < 0 {
+		return n, true
+	}
+	n = min(n, w.allowed)
+	w.allowed -= n
+	return n, w.allowed > 0
+}
+
 // slow delays every piece of at most 4 KiB.
 func (w *wire) slow(d time.Duration) { w.set(func() { w.delay = d }) }
 
@@ -221,13 +241,13 @@ func (w *wire) accept() {
 		w.mu.Lock()
 		w.open[in], w.open[out] = true, true
 		w.mu.Unlock()
-		w.wg.Go(func() { w.pass(in, out) })
-		w.wg.Go(func() { w.pass(out, in) })
+		w.wg.Go(func() { w.pass(in, out, func(n int) (int, bool) { return n, true }) })
+		w.wg.Go(func() { w.pass(out, in, w.passes) })
 	}
 }
 
-// pass copies until an end closes.
-func (w *wire) pass(from, to net.Conn) {
+// pass copies until an end closes, or no more may pass.
+func (w *wire) pass(from, to net.Conn, may func(int) (int, bool)) {
 	defer func() {
 		_ = from.Close()
 		_ = to.Close()
@@ -257,7 +277,8 @@ func (w *wire) pass(from, to net.Conn) {
 				w.copied.Write(buf[:n])
 			}
 			w.mu.Unlock()
-			if _, err := to.Write(buf[:n]); err != nil {
+			n, more := may(n)
+			if _, err := to.Write(buf[:n]); err != nil || !more {
 				return
 			}
 		}
@@ -270,25 +291,24 @@ func (w *wire) pass(from, to net.Conn) {
 // relayRig is a router whose publishers are fed by relays.
 func relayRig(t *testing.T, cfg relay.RouterConfig) *rig {
 	t.Helper()
-	src := relaySource(t, cfg, kvindex.NewHasher(fleetSeed))
-	return newRig(t, eventConfig(), events.WithRelays(src))
+	return newRig(t, eventConfig(), events.WithRelays(relaySource(t, cfg, kvindex.NewHasher(fleetSeed))))
 }
 
 func relaySource(t *testing.T, cfg relay.RouterConfig, hasher kvindex.Hasher) *relay.Source {
 	t.Helper()
-	src, err := relay.NewSource(cfg, hasher, false, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(9, 10)), nil)
+	src, err := relay.NewSource(cfg, hasher, false, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(9, 10)), relay.Network{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return src
 }
 
-// serve serves what relays report to by themselves.
-func serve(t *testing.T, cfg relay.RouterConfig, src *relay.Source, ln net.Listener) (stop func()) {
+// serve serves what relays report to by themselves, and view.
+func serve(t *testing.T, cfg relay.RouterConfig, src *relay.Source, view relay.View, ln net.Listener) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
-	srv := relay.NewServer(cfg, src, relay.View{}, slog.New(slog.DiscardHandler))
+	srv := relay.NewServer(cfg, src, view, slog.New(slog.DiscardHandler))
 	go func() { ended <- srv.Run(ctx, ln) }()
 	stop = sync.OnceFunc(func() {
 		cancel()

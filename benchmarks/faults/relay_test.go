@@ -331,7 +331,7 @@ func pushRig(t *testing.T, cfg relay.RouterConfig) (*rig, *wire, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop := serve(t, cfg, src, ln)
+	stop := serve(t, cfg, src, relay.View{}, ln)
 	w := newWire(t)
 	w.to(ln.Addr().String())
 	return newRig(t, eventConfig(), events.WithRelays(src)), w, stop

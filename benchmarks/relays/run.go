@@ -88,7 +88,7 @@ func (s *side) exact(ctx context.Context, held int) (time.Duration, error) {
 
 // beside runs a relay beside a fake engine and returns where it listens.
 func beside(ctx context.Context, spec pool.Spec) (address string, s *side, stop func() error, err error) {
-	r, err := relay.New(relay.DefaultConfig(), hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(3, 3)), nil)
+	r, err := relay.New(relay.DefaultConfig(), hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(3, 3)), relay.Network{})
 	if err != nil {
 		return "", nil, nil, err
 	}
@@ -132,7 +132,7 @@ func relayed(received *atomic.Int64) (events.Option, error) {
 		}
 		return counted{c, received}, nil
 	}
-	src, err := relay.NewSource(relay.DefaultRouterConfig(), hasher, false, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(4, 4)), dial)
+	src, err := relay.NewSource(relay.DefaultRouterConfig(), hasher, false, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(4, 4)), relay.Network{Dial: dial})
 	if err != nil {
 		return nil, err
 	}

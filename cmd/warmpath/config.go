@@ -340,6 +340,9 @@ func (c Config) relayedFaults() []error {
 	if c.CacheState.SnapshotFile != "" && c.Index.SeedFile == "" && len(errs) == 0 {
 		errs = append(errs, errors.New("index.seed_file: empty, but cachestate.snapshot_file is set, whose hashes the next process understands only with the same seed; give it a file"))
 	}
+	if len(c.CacheState.Peers) > 0 && c.Index.SeedFile == "" && len(errs) == 0 {
+		errs = append(errs, errors.New("index.seed_file: empty, but cachestate.peers is set, whose hashes only a process with the same seed understands; give every router the same file"))
+	}
 	if c.Pool.Kubernetes.RelayPort > 0 && c.Index.SeedFile == "" && len(errs) == 0 {
 		errs = append(errs, errors.New("index.seed_file: empty, but pool.kubernetes.relay_port says that engines have relays, whose hashes only a process with the same seed understands; give every router and relay the same file"))
 	}
@@ -370,6 +373,9 @@ func (c Config) Warnings() []string {
 	}
 	if c.Routing.Strategy == "prefix-cache" && events == 0 && !c.Pool.Discovers() {
 		ws = append(ws, "routing.strategy: prefix-cache, but no endpoint has events, so caches are guessed from what this router sends; set pool.static.endpoints[].events")
+	}
+	if len(c.CacheState.Peers) > 0 && c.CacheState.Listen == "" {
+		ws = append(ws, "cachestate.listen: empty, but cachestate.peers is set: a router with this configuration asks others for what they know and tells nobody; set it to the port in cachestate.peers")
 	}
 	return slices.Concat(ws, c.relayWarnings(), c.modelWarnings(len(bases)))
 }

@@ -184,10 +184,26 @@ func (d *doctor) checkEngines(ctx context.Context) error {
 		})
 	})
 	d.checkEvents(r)
+	d.checkWarmStart(r)
 	d.checkMetrics(failed, r)
 	d.checkRequests(failed, r)
 	d.checkBlockSizes(r)
 	return nil
+}
+
+// checkWarmStart looks at what other routers told.
+func (d *doctor) checkWarmStart(r *router) {
+	if !r.peers {
+		return
+	}
+	w := r.events.WarmStart()
+	c := warmCondition(r.warm, r.peers, w)
+	if w.Asked > 0 && w.FromPeers == 0 {
+		d.add(levelWarn, "warm start", "", "see that another router runs, that cachestate.peers leads to its cachestate.listen, and that it takes cachestate.token_file or the certificate; warmpath doctor --verbose says what each of them answered",
+			"no other router told anything, so a router that starts has only what engines still keep: %s", c.Detail)
+		return
+	}
+	d.add(levelOK, "warm start", "", "", "%s", c.Detail)
 }
 
 // await waits for done, and reports whether it came in time.

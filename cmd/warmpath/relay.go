@@ -74,7 +74,7 @@ func serveRelay(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	reg.MustRegister(newIndexCollector(index, p))
-	r, err := relay.New(cfg.Relay, hasher, log, reg, random(), nil)
+	r, err := relay.New(cfg.Relay, hasher, log, reg, random(), relay.Network{})
 	if err != nil {
 		return err
 	}

@@ -64,6 +64,20 @@ func TestConfig_RelaysNeedASeed(t *testing.T) {
 	}
 }
 
+func TestConfig_PeersNeedASeed(t *testing.T) {
+	const rest = "pool: {static: {endpoints: [{name: e, address: \"127.0.0.1:8000\"}]}}\n"
+	if _, err := parse("w.yaml", []byte("cachestate: {peers: [\"routers:9005\"]}\n"+rest), nil, nil); err == nil || !strings.Contains(err.Error(), "index.seed_file: empty, but cachestate.peers") {
+		t.Errorf("without a seed: error %v", err)
+	}
+	cfg, err := parse("w.yaml", []byte("cachestate: {peers: [\"routers:9005\"]}\nindex: {seed_file: "+writeSeed(t)+"}\n"+rest), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ws := strings.Join(cfg.Warnings(), "\n"); !strings.Contains(ws, "cachestate.listen: empty") {
+		t.Errorf("no warning of a router that tells nobody: %s", ws)
+	}
+}
+
 func TestConfig_WarnsOfARelayForEverybody(t *testing.T) {
 	cfg, err := parse("w.yaml", []byte("relay: {listen: \"0.0.0.0:5560\"}\npool: {static: {endpoints: [{name: e, address: \"127.0.0.1:8000\"}]}}\n"), nil, nil)
 	if err != nil {
@@ -114,7 +128,7 @@ func TestRelay_Command(t *testing.T) {
 
 	hasher := kvindex.NewHasher(0x5eed)
 	log := slog.New(slog.DiscardHandler)
-	src, err := relay.NewSource(relay.DefaultRouterConfig(), hasher, false, log, prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), nil)
+	src, err := relay.NewSource(relay.DefaultRouterConfig(), hasher, false, log, prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), relay.Network{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,9 @@ type router struct {
 	// cachestate is nil where it is not served.
 	cachestate *relay.Server
 	// warm is what the process before left, nil if nothing is read or written.
-	warm    *warmFile
+	warm *warmFile
+	// peers tells whether other routers are asked at the start.
+	peers   bool
 	routing *routing.Router
 	// tokenizer is nil where prompts are never tokenized.
 	tokenizer *tokenizer.Client
@@ -164,20 +166,24 @@ func build(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http
 		return nil, err
 	}
 	reg.MustRegister(newIndexCollector(r.index, r.pool))
-	relays, err := relay.NewSource(cfg.CacheState, hasher, cfg.Index.SeedFile == "", log, reg, random(), nil)
+	relays, err := relay.NewSource(cfg.CacheState, hasher, cfg.Index.SeedFile == "", log, reg, random(), relay.Network{})
 	if err != nil {
 		return nil, err
 	}
-	var saved []events.Saved
+	options := []events.Option{events.WithRelays(relays)}
 	if cfg.CacheState.SnapshotFile != "" {
 		r.warm = &warmFile{path: cfg.CacheState.SnapshotFile, seed: hasher.Fingerprint(), log: log}
-		saved = r.warm.read(time.Now())
+		options = append(options, events.WithSaved(r.warm.read(time.Now())))
 	}
-	if r.events, err = events.New(cfg.Events, r.index, hasher, events.ZMQ(cfg.Events), log, reg, random(), events.WithRelays(relays), events.WithSaved(saved)); err != nil {
+	if r.peers = len(cfg.CacheState.Peers) > 0; r.peers {
+		options = append(options, events.WithPeers(relays, cfg.CacheState.PeersTimeout))
+	}
+	if r.events, err = events.New(cfg.Events, r.index, hasher, events.ZMQ(cfg.Events), log, reg, random(), options...); err != nil {
 		return nil, err
 	}
 	if cfg.CacheState.Listen != "" {
-		r.cachestate = relay.NewServer(cfg.CacheState, relays, relay.View{Pool: r.pool, Index: r.index, Hasher: hasher, Status: r.events.Status}, log)
+		view := relay.View{Pool: r.pool, Index: r.index, Hasher: hasher, Status: r.events.Status, Snapshot: r.events.Snapshot}
+		r.cachestate = relay.NewServer(cfg.CacheState, relays, view, log)
 	}
 	var tok routing.Tokenizer
 	if !cfg.Tokenizer.Disabled {

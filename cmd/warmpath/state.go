@@ -85,8 +85,8 @@ func (r *router) ready() []condition {
 		{"endpoints probed", closed(r.pool.Probed()), "every endpoint has answered or failed a health probe"},
 		{"events", closed(r.events.Ready()), "every event stream is live or has failed once"},
 	}
-	if r.warm != nil {
-		all = append(all, r.warm.condition(r.events.WarmStart()))
+	if r.warm != nil || r.peers {
+		all = append(all, warmCondition(r.warm, r.peers, r.events.WarmStart()))
 	}
 	return all
 }

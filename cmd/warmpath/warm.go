@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/warmpath/warmpath/events"
@@ -106,9 +107,17 @@ func (f *warmFile) write(now time.Time, publishers []events.Saved) error {
 	return nil
 }
 
-// condition says how complete the warm start is.
-func (f *warmFile) condition(w events.WarmStart) condition {
-	return condition{"warm start", w.Resumed+w.Reset >= w.Restored, fmt.Sprintf(
-		"%d event streams in a snapshot of %s ago: %d restored, of these %d proven to be of the same process and %d dropped",
-		f.found, f.age.Round(time.Second), w.Restored, w.Resumed, w.Reset)}
+// warmCondition says how complete the warm start is. f is nil where there is no
+// file, peers tells whether other routers are asked.
+func warmCondition(f *warmFile, peers bool, w events.WarmStart) condition {
+	var from []string
+	if f != nil {
+		from = append(from, fmt.Sprintf("%d event streams in a snapshot of %s ago", f.found, f.age.Round(time.Second)))
+	}
+	if peers {
+		from = append(from, fmt.Sprintf("other routers were asked for %d event streams, %d of them still, and %d taken from them", w.Asked, w.Asking, w.FromPeers))
+	}
+	return condition{"warm start", w.Asking == 0 && w.Resumed+w.Reset >= w.Restored, fmt.Sprintf(
+		"%s: %d restored, of these %d proven to be of the same process and %d dropped",
+		strings.Join(from, "; "), w.Restored, w.Resumed, w.Reset)}
 }

@@ -39,11 +39,18 @@ func TestWarmFile(t *testing.T) {
 	if got := f.read(now.Add(time.Minute)); len(got) != 1 {
 		t.Errorf("a router that knew nothing left a file of %d publishers, want the one from before", len(got))
 	}
-	if c := f.condition(events.WarmStart{Restored: 1}); c.Ready || !strings.Contains(c.Detail, "1m0s ago") {
+	if c := warmCondition(f, false, events.WarmStart{Restored: 1}); c.Ready || !strings.Contains(c.Detail, "1m0s ago") {
 		t.Errorf("%+v: ready before anything is proven, or without its age", c)
 	}
-	if c := f.condition(events.WarmStart{Restored: 1, Reset: 1}); !c.Ready {
-		t.Errorf("%+v: not ready", c)
+	if c := warmCondition(f, false, events.WarmStart{Restored: 1, Reset: 1}); !c.Ready || strings.Contains(c.Detail, "other routers") {
+		t.Errorf("%+v: not ready, or of routers that nobody asked", c)
+	}
+	if c := warmCondition(nil, true, events.WarmStart{Asked: 5, Asking: 2, FromPeers: 3, Restored: 3, Resumed: 3}); c.Ready ||
+		!strings.Contains(c.Detail, "asked for 5 event streams, 2 of them still, and 3 taken") {
+		t.Errorf("%+v: ready while others are asked, or without how far that is", c)
+	}
+	if c := warmCondition(nil, true, events.WarmStart{Asked: 5, FromPeers: 3, Restored: 3, Resumed: 3}); !c.Ready {
+		t.Errorf("%+v: not ready although nothing more will come", c)
 	}
 	b, err := os.ReadFile(f.path)
 	if err != nil {

@@ -67,11 +67,7 @@ func (c Config) Validate() error {
 	if c.TokensFile != "" && c.Listen == "" {
 		errs = append(errs, errors.New("tokens_file: set, but nothing is served; set listen, or empty it"))
 	}
-	for i, a := range c.ReportTo {
-		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" {
-			errs = append(errs, fmt.Errorf("report_to[%d]: %q is not host:port; use for example warmpath:9005", i, a))
-		}
-	}
+	errs = append(errs, validateHostPorts("report_to", c.ReportTo)...)
 	if c.Window < 0 || c.Window > time.Minute {
 		errs = append(errs, fmt.Errorf("window: %s is out of range; use 0s to 1m, such as 20ms", c.Window))
 	}
@@ -119,14 +115,19 @@ type RouterConfig struct {
 	// SnapshotFile is where the router writes what it knows of engines when it
 	// ends, and reads it when it starts; empty: it starts with nothing.
 	SnapshotFile string `yaml:"snapshot_file" help:"file in which a router that is stopped leaves what it knows of the engines' caches, for the next one to go on from; needs index.seed_file; empty: none"`
-	// TokenFile holds the token that the router shows to relays.
-	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays, one that their relay.tokens_file has for read; empty: none"`
+	// Peers are other routers, host:port, that are asked at the start for what
+	// they know. All addresses of a name count, but for this process's own.
+	Peers []string `yaml:"peers" help:"host:port of other routers' cachestate.listen, which are asked at the start for what they know of the engines' caches; a name may lead to many of them and to this one, as that of a headless Service does; needs index.seed_file; empty: nobody is asked"`
+	// PeersTimeout is how long publishers may wait for what peers say.
+	PeersTimeout time.Duration `yaml:"peers_timeout" help:"time for all peers together to tell what they know; what is not known by then is asked of the engines"`
+	// TokenFile holds the token that the router shows to relays and peers.
+	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays and peers, one that their relay.tokens_file or cachestate.tokens_file has for read; empty: none"`
 }
 
 // DefaultRouterConfig returns the defaults.
 func DefaultRouterConfig() RouterConfig {
 	return RouterConfig{
-		GiveUp: 10 * time.Second, Timeout: 5 * time.Second,
+		GiveUp: 10 * time.Second, Timeout: 5 * time.Second, PeersTimeout: 10 * time.Second,
 		BackoffMin: 200 * time.Millisecond, BackoffMax: 5 * time.Second,
 	}
 }
@@ -144,7 +145,11 @@ func (c RouterConfig) Validate() error {
 			errs = append(errs, fmt.Errorf("listen: %q can be reached from other machines, and nothing says who may call; set tls with client_ca, or tokens_file, or listen on 127.0.0.1:%d", c.Listen, ap.Port()))
 		}
 	}
-	errs = append(errs, positive("give_up", c.GiveUp), positive("timeout", c.Timeout))
+	errs = append(errs, positive("give_up", c.GiveUp), positive("timeout", c.Timeout), positive("peers_timeout", c.PeersTimeout))
+	errs = append(errs, validateHostPorts("peers", c.Peers)...)
+	if len(c.Peers) > 0 && c.TLS.Cert != "" && c.TLS.CA == "" {
+		errs = append(errs, errors.New("tls.ca: empty, but peers are asked, who serve with TLS if they have the tls.cert that is set here; set it to the authorities that signed their certificates"))
+	}
 	errs = append(errs, validateBackoff(c.BackoffMin, c.BackoffMax)...)
 	errs = append(errs, c.TLS.validate(c.Listen != "", true)...)
 	return errors.Join(errs...)
@@ -155,6 +160,15 @@ func positive(field string, d time.Duration) error {
 		return fmt.Errorf("%s: %s is too short; use 1ms or more", field, d)
 	}
 	return nil
+}
+
+func validateHostPorts(field string, list []string) (errs []error) {
+	for i, a := range list {
+		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" {
+			errs = append(errs, fmt.Errorf("%s[%d]: %q is not host:port; use for example warmpath:9005", field, i, a))
+		}
+	}
+	return errs
 }
 
 func validateBackoff(least, most time.Duration) []error {

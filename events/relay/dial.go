@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"net"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc"
@@ -10,20 +11,58 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// Dialer opens a connection to host:port.
-type Dialer func(ctx context.Context, address string) (net.Conn, error)
+// Network is how names are looked up and connections made. Where a field is nil
+// it is as the machine does it.
+type Network struct {
+	// Dial opens a connection to host:port.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Lookup returns the addresses of a host, which is none itself.
+	Lookup func(ctx context.Context, host string) ([]string, error)
+}
+
+// addresses returns the ip:port that a host:port leads to, in the order in
+// which they should be tried.
+func (n Network) addresses(ctx context.Context, hostPort string) ([]netip.AddrPort, error) {
+	if ap, err := netip.ParseAddrPort(hostPort); err == nil {
+		return []netip.AddrPort{ap}, nil
+	}
+	host, service, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		return nil, err
+	}
+	port, err := net.DefaultResolver.LookupPort(ctx, "tcp", service)
+	if err != nil {
+		return nil, err
+	}
+	lookup := n.Lookup
+	if lookup == nil {
+		lookup = net.DefaultResolver.LookupHost
+	}
+	ips, err := lookup(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.AddrPort
+	for _, text := range ips {
+		if ip, err := netip.ParseAddr(text); err == nil {
+			out = append(out, netip.AddrPortFrom(ip.Unmap(), uint16(port)))
+		}
+	}
+	return out, nil
+}
 
 // outgoing is how this process calls others.
 type outgoing struct {
 	tls       TLSConfig
 	tokenFile string
-	// dial is nil for the network's own.
-	dial Dialer
+	network   Network
 }
 
-// client returns a connection that is made with the first call, and lives for
-// one stream: the caller makes pauses between attempts.
-func (o outgoing) client(address string) (*grpc.ClientConn, error) {
+// client returns a connection to one address that is made with the first call,
+// and lives for one stream: the caller makes pauses between attempts. name is
+// the host:port that the address was found under, which the server's
+// certificate must have.
+func (o outgoing) client(address, name string) (*grpc.ClientConn, error) {
 	creds, err := o.tls.client()
 	if err != nil {
 		return nil, err
@@ -33,13 +72,14 @@ func (o outgoing) client(address string) (*grpc.ClientConn, error) {
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: time.Second}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithAuthority(name),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 	}
 	if o.tokenFile != "" {
 		options = append(options, grpc.WithPerRPCCredentials(bearer{o.tokenFile}))
 	}
-	if o.dial != nil {
-		options = append(options, grpc.WithContextDialer(o.dial))
+	if o.network.Dial != nil {
+		options = append(options, grpc.WithContextDialer(o.network.Dial))
 	}
 	return grpc.NewClient("passthrough:///"+address, options...)
 }

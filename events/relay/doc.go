@@ -31,6 +31,13 @@
 // tell. A publisher is fed by one source at a time, the relay first, and what
 // one source told is dropped before another tells anything.
 //
+// # Routers that start
+//
+// A router that starts may ask others for what they know of publishers that
+// they follow over ZMQ. Each is told as of one batch of its engine, whole or not
+// at all, and the engine has to send that batch again, unchanged, before any of
+// it counts. Being told is a help and never a condition: it is bounded in time.
+//
 // # What is checked
 //
 // Peers must hash alike: a mismatch of scheme or seed, or a seed that is random

@@ -58,7 +58,32 @@ type routerMetrics struct {
 	denied     prometheus.Counter
 	connects   prometheus.Counter
 	skipped    prometheus.Counter
+	peers      [4]prometheus.Counter
+	known      [3]prometheus.Counter
+	told       [3]prometheus.Counter
 }
+
+// The indices of routerMetrics.peers.
+const (
+	peerAnswered = iota
+	peerRefused
+	peerDenied
+	peerFailed
+)
+
+// The indices of routerMetrics.known.
+const (
+	knownTaken = iota
+	knownNothing
+	knownDamaged
+)
+
+// The indices of routerMetrics.told.
+const (
+	toldAll = iota
+	toldNothing
+	toldBroken
+)
 
 // The indices of routerMetrics.deltas.
 const (
@@ -79,6 +104,15 @@ func newRouterMetrics(reg prometheus.Registerer) *routerMetrics {
 		connects:   counter("connects_total", "Streams begun with relays."),
 		skipped:    counter("skipped_blocks_total", "Blocks not indexed: their block size is one too many for the endpoint."),
 	}
+	vec := func(into []prometheus.Counter, name, help string, results ...string) {
+		v := f.NewCounterVec(prometheus.CounterOpts{Name: "warmpath_relay_" + name, Help: help}, []string{"result"})
+		for i, l := range results {
+			into[i] = v.WithLabelValues(l)
+		}
+	}
+	vec(m.peers[:], "peers_total", "Routers asked at the start: answered, refused for another seed or scheme, denied for want of the right, failed because they are not reached, break off or are too slow.", "answered", "refused", "denied", "failed")
+	vec(m.known[:], "peer_publishers_total", "Publishers that other routers were asked for at the start: taken, unknown to the one that was asked, damaged on the way.", "taken", "unknown", "damaged")
+	vec(m.told[:], "told_publishers_total", "Publishers that a starting router asked this one for: told, unknown because nothing can be told of them, broken because it did not take them.", "told", "unknown", "broken")
 	deltas := f.NewCounterVec(prometheus.CounterOpts{Name: "warmpath_relay_received_deltas_total", Help: "Changes received by what became of them."}, []string{"result"})
 	for i, l := range [...]string{"applied", "duplicate", "gap"} {
 		m.deltas[i] = deltas.WithLabelValues(l)

@@ -28,6 +28,9 @@ type View struct {
 	Hasher kvindex.Hasher
 	// Status tells where each publisher stands.
 	Status func() []events.Status
+	// Snapshot returns what is known of a publisher, for a router that starts,
+	// as [events.Manager.Snapshot] does; nil: nothing is told.
+	Snapshot func(ctx context.Context, address string, rank int, model string) (events.Saved, error)
 }
 
 // reader implements the read API.

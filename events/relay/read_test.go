@@ -143,7 +143,7 @@ func TestInterop_Grpcurl(t *testing.T) {
 // reading returns a client of the read API.
 func reading(t *testing.T, address, tokenFile string) pb.ReaderClient {
 	t.Helper()
-	conn, err := outgoing{tokenFile: tokenFile}.client(address)
+	conn, err := outgoing{tokenFile: tokenFile}.client(address, address)
 	if err != nil {
 		t.Fatal(err)
 	}

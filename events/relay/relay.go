@@ -43,15 +43,14 @@ type Relay struct {
 	opened chan *feed
 }
 
-// New returns a relay that hashes with hasher. dial is nil for the network's
-// own connections.
-func New(cfg Config, hasher kvindex.Hasher, log *slog.Logger, reg prometheus.Registerer, random *rand.Rand, dial Dialer) (*Relay, error) {
+// New returns a relay that hashes with hasher.
+func New(cfg Config, hasher kvindex.Hasher, log *slog.Logger, reg prometheus.Registerer, random *rand.Rand, network Network) (*Relay, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	return &Relay{
 		cfg: cfg, hasher: hasher, seed: hasher.Fingerprint(), log: log.With("component", "relay"), m: newMetrics(reg), rand: random,
-		out:    outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, dial: dial},
+		out:    outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, network: network},
 		access: access{mtls: cfg.TLS.ClientCA != "", tokensFile: cfg.TokensFile},
 		feeds:  map[int]*feed{}, opened: make(chan *feed, 1024),
 	}, nil

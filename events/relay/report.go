@@ -59,7 +59,7 @@ type reporter struct {
 
 // session reports over one connection until it breaks.
 func (r *Relay) session(ctx context.Context, f *feed, to string) error {
-	conn, err := r.out.client(to)
+	conn, err := r.out.client(to, to)
 	if err != nil {
 		return err
 	}

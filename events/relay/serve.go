@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -14,14 +15,22 @@ import (
 	pb "github.com/warmpath/warmpath/events/relay/cachestatepb"
 )
 
-// Server is what a router serves to relays and tools.
+// Server is what a router serves to relays, to routers that start, and to tools.
 type Server struct {
 	pb.UnimplementedCacheStateServer
+	pb.UnimplementedPeerServer
 	cfg    RouterConfig
 	source *Source
 	reader *reader
 	access access
 	log    *slog.Logger
+	// telling has room for the routers that are told at once; tellers counts the
+	// goroutines that do.
+	telling chan struct{}
+	tellers sync.WaitGroup
+	// tellLimit bounds how long one router is told: it could be one that reads
+	// nothing.
+	tellLimit time.Duration
 }
 
 // NewServer returns the server of a router whose publishers source feeds, and
@@ -30,7 +39,7 @@ func NewServer(cfg RouterConfig, source *Source, view View, log *slog.Logger) *S
 	a := access{mtls: cfg.TLS.ClientCA != "", tokensFile: cfg.TokensFile}
 	return &Server{
 		cfg: cfg, source: source, log: log.With("component", "cachestate"), access: a,
-		reader: &reader{View: view, access: a, m: source.m},
+		reader: &reader{View: view, access: a, m: source.m}, telling: make(chan struct{}, maxTelling), tellLimit: time.Minute,
 	}
 }
 
@@ -48,8 +57,10 @@ func (s *Server) Run(ctx context.Context, ln net.Listener) error {
 	srv := grpc.NewServer(append(serverOptions(), grpc.Creds(creds))...)
 	pb.RegisterCacheStateServer(srv, s)
 	pb.RegisterReaderServer(srv, s.reader)
+	pb.RegisterPeerServer(srv, s)
 	grpc_health_v1.RegisterHealthServer(srv, health.NewServer())
 	reflection.Register(srv)
+	defer s.tellers.Wait()
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()
 	select {

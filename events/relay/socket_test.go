@@ -131,7 +131,7 @@ func quickRouter() RouterConfig {
 // it listens.
 func startRelay(t *testing.T, cfg Config, hasher kvindex.Hasher) (address string) {
 	t.Helper()
-	r, err := New(cfg, hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), nil)
+	r, err := New(cfg, hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), Network{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +225,7 @@ func (f *followed) awaitError(t *testing.T, text string) {
 
 func newTestSource(t *testing.T, cfg RouterConfig, hasher kvindex.Hasher, random bool) *Source {
 	t.Helper()
-	src, err := NewSource(cfg, hasher, random, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(2, 2)), nil)
+	src, err := NewSource(cfg, hasher, random, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(2, 2)), Network{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -419,7 +419,7 @@ func TestReport_ClosedFeedYieldsToItsSuccessor(t *testing.T) {
 	run(t, func(ctx context.Context) error { return srv.Run(ctx, ln) })
 	cfg := quickConfig()
 	cfg.Listen, cfg.ReportTo = "", []string{address}
-	r, err := New(cfg, testHasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), nil)
+	r, err := New(cfg, testHasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), Network{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -475,6 +475,12 @@ func TestConfig_ValidateNamesEveryFault(t *testing.T) {
 		}
 		if three := 3 * beat; ok && patience(uint32(beat.Milliseconds())) < three {
 			t.Errorf("routers wait less than %v for a heartbeat of %v", three, beat)
+		}
+	}
+	router := RouterConfig{Listen: "x", Peers: []string{"routers:9005", "y"}, PeersTimeout: 1, TLS: TLSConfig{Cert: "c", Key: "k"}}
+	for _, field := range []string{"listen:", "peers[1]:", "peers_timeout:", "tls.ca:"} {
+		if err := router.Validate(); err == nil || !strings.Contains(err.Error(), field) {
+			t.Errorf("no fault of %s in %v", field, err)
 		}
 	}
 	open := DefaultRouterConfig()

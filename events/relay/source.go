@@ -24,8 +24,9 @@ import (
 )
 
 // Source feeds a router's publishers from relays: it subscribes to those that
-// have an address, and takes what the others report to a [Server]. It
-// implements [events.Relays].
+// have an address, and takes what the others report to a [Server]. It also asks
+// other routers for what they know. It implements [events.Relays] and
+// [events.Peers].
 type Source struct {
 	cfg    RouterConfig
 	hasher kvindex.Hasher
@@ -45,15 +46,14 @@ type Source struct {
 }
 
 // NewSource returns a source. random tells that the seed of hasher is one that
-// only this process knows, with which no relay can be followed. dial is nil
-// for the network's own connections.
-func NewSource(cfg RouterConfig, hasher kvindex.Hasher, random bool, log *slog.Logger, reg prometheus.Registerer, jitter *rand.Rand, dial Dialer) (*Source, error) {
+// only this process knows, with which no relay can be followed.
+func NewSource(cfg RouterConfig, hasher kvindex.Hasher, random bool, log *slog.Logger, reg prometheus.Registerer, jitter *rand.Rand, network Network) (*Source, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	s := &Source{
 		cfg: cfg, hasher: hasher, seed: hasher.Fingerprint(), log: log.With("component", "cachestate"), m: newRouterMetrics(reg), rand: jitter,
-		out: outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, dial: dial}, inboxes: map[inboxKey]*inbox{}, doubts: map[inboxKey]time.Duration{},
+		out: outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, network: network}, inboxes: map[inboxKey]*inbox{}, doubts: map[inboxKey]time.Duration{},
 	}
 	if random {
 		s.seed = 0
@@ -61,8 +61,9 @@ func NewSource(cfg RouterConfig, hasher kvindex.Hasher, random bool, log *slog.L
 	return s, nil
 }
 
-func (s *Source) identity(f events.Feed) Identity {
-	return Identity{Endpoint: f.Address, Rank: f.Publisher.Rank, Model: f.Model, Seed: s.seed}
+// identity says whose state is wanted for a publisher.
+func (s *Source) identity(of events.Subject) Identity {
+	return Identity{Endpoint: of.Address, Rank: of.Publisher.Rank, Model: of.Model, Seed: s.seed}
 }
 
 func (s *Source) pauses() *backoff.ExponentialBackOff {
@@ -84,7 +85,7 @@ func (s *Source) pause(ctx context.Context, d time.Duration) {
 
 // Follow implements [events.Relays].
 func (s *Source) Follow(ctx context.Context, f events.Feed) error {
-	r := newReceiver(f, s.identity(f), s.hasher, s.m)
+	r := newReceiver(f, s.identity(f.Subject), s.hasher, s.m)
 	defer r.forget()
 	if f.Publisher.Relay == pool.RelayPush {
 		return s.await(ctx, r)
@@ -157,7 +158,7 @@ func refused(err error) bool {
 
 // Await implements [events.Relays].
 func (s *Source) Await(ctx context.Context, f events.Feed) {
-	id := s.identity(f)
+	id := s.identity(f.Subject)
 	defer func() {
 		if ctx.Err() != nil { // the publisher is no more
 			s.trust(id)
@@ -219,7 +220,7 @@ func (s *Source) subscribe(ctx context.Context, f events.Feed, id Identity, from
 	if s.seed == 0 {
 		return nil, id.check(&pb.Identity{})
 	}
-	conn, err := s.out.client(f.Publisher.Relay)
+	conn, err := s.out.client(f.Publisher.Relay, f.Publisher.Relay)
 	if err != nil {
 		return nil, err
 	}

@@ -135,7 +135,7 @@ func pushBroken(t *testing.T, cfg RouterConfig, src *Source) {
 
 func reportBroken(ctx context.Context, to net.Addr) {
 	out := outgoing{}
-	conn, err := out.client(to.String())
+	conn, err := out.client(to.String(), to.String())
 	if err != nil {
 		return
 	}

@@ -19,6 +19,8 @@ const (
 	maxRun    = 4096
 	maxDelta  = 16384
 	partBytes = 256 << 10
+	// maxKnown bounds the blocks of one publisher that are taken from a peer.
+	maxKnown = 1 << 22
 	// maxPending bounds the blocks that wait for the window to end.
 	maxPending = 8192
 	// maxScopes is the number of scopes declared in one incarnation at which
@@ -76,9 +78,24 @@ type mismatchError struct{ text string }
 
 func (e *mismatchError) Error() string { return e.text }
 
-// check tells why hashes of a peer that says it is got cannot be used here. The
-// peer is told as well, so that our own fingerprint is not in it.
+// check tells why what a peer says of got cannot be used here. The peer is told
+// as well, so that our own fingerprint is not in it.
 func (i Identity) check(got *pb.Identity) error {
+	if err := i.checkHash(got); err != nil {
+		return err
+	}
+	no := func(format string, args ...any) error { return &mismatchError{fmt.Sprintf(format, args...)} }
+	switch {
+	case got.Endpoint != i.Endpoint || int(got.Rank) != i.Rank:
+		return no("the peer speaks of endpoint %s rank %d, wanted is %s rank %d; check the endpoint's address and relay", got.Endpoint, got.Rank, i.Endpoint, i.Rank)
+	case got.Model != i.Model:
+		return no("the peer's base model is %q, here it is %q; let the first of the endpoint's models be the same in both", got.Model, i.Model)
+	}
+	return nil
+}
+
+// checkHash tells why hashes of a peer cannot be used here.
+func (i Identity) checkHash(got *pb.Identity) error {
 	no := func(format string, args ...any) error { return &mismatchError{fmt.Sprintf(format, args...)} }
 	switch {
 	case got == nil:
@@ -93,10 +110,6 @@ func (i Identity) check(got *pb.Identity) error {
 		return no("the peer's hash seed is random; set its index.seed_file to the fleet's")
 	case got.SeedFingerprint != i.Seed:
 		return no("the peer's hash seed is another one, of fingerprint %016x; index.seed_file must hold the same seed in both", got.SeedFingerprint)
-	case got.Endpoint != i.Endpoint || int(got.Rank) != i.Rank:
-		return no("the peer speaks of endpoint %s rank %d, wanted is %s rank %d; check the endpoint's address and relay", got.Endpoint, got.Rank, i.Endpoint, i.Rank)
-	case got.Model != i.Model:
-		return no("the peer's base model is %q, here it is %q; let the first of the endpoint's models be the same in both", got.Model, i.Model)
 	}
 	return nil
 }
