@@ -48,7 +48,7 @@ func namedParts(e kvindex.Export, send func(*pb.NamedPart) error) (held uint64, 
 			held += uint64(n - i)
 		}
 		part.Runs = append(part.Runs, run)
-		if size += 32 + 16*(n-i); size >= partBytes {
+		if size += 32 + 16*(n-i) + 8*len(run.Spares); size >= partBytes {
 			if err := send(part); err != nil {
 				return 0, err
 			}
@@ -76,8 +76,13 @@ func namedRun(groups []uint8, blocks []kvindex.ExportedBlock) *pb.NamedRun {
 			}
 		}
 	}
-	for _, b := range blocks {
+	for i, b := range blocks {
 		out.Run.Contents = append(out.Run.Contents, uint64(kvindex.Unmix(b.Parent, b.Block)))
+		for g, n := range b.Spares {
+			if n > 0 {
+				out.Spares = append(out.Spares, &pb.Spare{Block: uint32(i), Group: uint32(groups[g]), Count: uint32(n)})
+			}
+		}
 		if b.Named {
 			out.Names = append(out.Names, uint64(b.Name))
 		}
@@ -144,7 +149,11 @@ func groupsFromWire(groups []uint32) (out []uint8, err error) {
 
 func (k *known) part(p *pb.NamedPart) error {
 	for _, r := range p.Runs {
+		first := len(k.saved.State.Blocks)
 		if err := k.run(r.GetRun(), r.Names); err != nil {
+			return err
+		}
+		if err := k.spares(k.saved.State.Blocks[first:], r.Spares); err != nil {
 			return err
 		}
 	}
@@ -178,6 +187,27 @@ func (k *known) run(r *pb.Run, names []uint64) error {
 	return nil
 }
 
+// spares notes the further copies of blocks.
+func (k *known) spares(blocks []kvindex.ExportedBlock, spares []*pb.Spare) error {
+	for _, s := range spares {
+		g := k.group(s.Group)
+		if g < 0 || int64(s.Block) >= int64(len(blocks)) || s.Count < 1 || s.Count > 255 {
+			return fmt.Errorf("peer: %d copies of block %d of %d in cache group %d", s.Count, s.Block, len(blocks), s.Group)
+		}
+		b := &blocks[s.Block]
+		if b.Spares == nil {
+			b.Spares = make([]uint8, len(k.saved.State.Groups))
+		}
+		b.Spares[g] = uint8(s.Count)
+	}
+	return nil
+}
+
+// group returns the place of an announced cache group, below 0 if it is none.
+func (k *known) group(group uint32) int {
+	return slices.IndexFunc(k.saved.State.Groups, func(g uint8) bool { return uint32(g) == group })
+}
+
 // places returns held bits.
 func (k *known) places(places []*pb.Place) (held uint32, err error) {
 	for _, p := range places {
@@ -185,7 +215,7 @@ func (k *known) places(places []*pb.Place) (held uint32, err error) {
 		if err != nil {
 			return 0, fmt.Errorf("peer: %w", err)
 		}
-		g := slices.IndexFunc(k.saved.State.Groups, func(g uint8) bool { return uint32(g) == p.GetGroup() })
+		g := k.group(p.GetGroup())
 		if g < 0 {
 			return 0, fmt.Errorf("peer: cache group %d was not announced", p.GetGroup())
 		}

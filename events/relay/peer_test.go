@@ -58,6 +58,10 @@ func drawKnown(t *rapid.T) events.Saved {
 			if b.Named = rapid.IntRange(0, 3).Draw(t, "named") > 0; b.Named {
 				b.Name = kvindex.EngineHash(small.Draw(t, "name"))
 			}
+			if n := len(k.State.Groups); n > 0 && rapid.IntRange(0, 3).Draw(t, "spares") == 0 {
+				b.Spares = make([]uint8, n)
+				b.Spares[rapid.IntRange(0, n-1).Draw(t, "group")] = rapid.Uint8Range(1, 255).Draw(t, "count")
+			}
 			k.State.Blocks = append(k.State.Blocks, b)
 			at, first = b.Block, false
 		}
@@ -170,6 +174,10 @@ func TestPeer_TakesNothingThatIsDamaged(t *testing.T) {
 		},
 		"a group that is not announced": func(m []*pb.SnapshotsResponse) []*pb.SnapshotsResponse {
 			m[1].GetPart().Runs[0].Run.Places[0].Group = 5
+			return m
+		},
+		"a copy of no block": func(m []*pb.SnapshotsResponse) []*pb.SnapshotsResponse {
+			m[1].GetPart().Runs[0].Spares = []*pb.Spare{{Block: 3, Count: 1}}
 			return m
 		},
 		"an unknown tier": func(m []*pb.SnapshotsResponse) []*pb.SnapshotsResponse {

@@ -401,7 +401,9 @@ type NamedRun struct {
 	Run *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	// names are the engine's own, one a block, or none where the blocks only lead
 	// to others.
-	Names         []uint64 `protobuf:"fixed64,2,rep,packed,name=names,proto3" json:"names,omitempty"`
+	Names []uint64 `protobuf:"fixed64,2,rep,packed,name=names,proto3" json:"names,omitempty"`
+	// spares are the copies that the engine may have besides the one that counts.
+	Spares        []*Spare `protobuf:"bytes,3,rep,name=spares,proto3" json:"spares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,6 +452,78 @@ func (x *NamedRun) GetNames() []uint64 {
 	return nil
 }
 
+func (x *NamedRun) GetSpares() []*Spare {
+	if x != nil {
+		return x.Spares
+	}
+	return nil
+}
+
+// Spare says that the engine may have more than one copy of a block on the
+// device: it was stored more often than it was removed.
+type Spare struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// block is the block's place in the run, from 0.
+	Block uint32 `protobuf:"varint,1,opt,name=block,proto3" json:"block,omitempty"`
+	// group is the cache group that the copies are in.
+	Group uint32 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	// count is 1 to 255.
+	Count         uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spare) Reset() {
+	*x = Spare{}
+	mi := &file_peer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spare) ProtoMessage() {}
+
+func (x *Spare) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spare.ProtoReflect.Descriptor instead.
+func (*Spare) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Spare) GetBlock() uint32 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
+func (x *Spare) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *Spare) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Unknown is a publisher of which there is nothing to tell.
 type Unknown struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -462,7 +536,7 @@ type Unknown struct {
 
 func (x *Unknown) Reset() {
 	*x = Unknown{}
-	mi := &file_peer_proto_msgTypes[6]
+	mi := &file_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +548,7 @@ func (x *Unknown) String() string {
 func (*Unknown) ProtoMessage() {}
 
 func (x *Unknown) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[6]
+	mi := &file_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +561,7 @@ func (x *Unknown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unknown.ProtoReflect.Descriptor instead.
 func (*Unknown) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{6}
+	return file_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Unknown) GetIdentity() *Identity {
@@ -533,10 +607,15 @@ const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"block_size\x18\x02 \x01(\rR\tblockSize\"A\n" +
 	"\tNamedPart\x124\n" +
-	"\x04runs\x18\x01 \x03(\v2 .warmpath.cachestate.v1.NamedRunR\x04runs\"O\n" +
+	"\x04runs\x18\x01 \x03(\v2 .warmpath.cachestate.v1.NamedRunR\x04runs\"\x86\x01\n" +
 	"\bNamedRun\x12-\n" +
 	"\x03run\x18\x01 \x01(\v2\x1b.warmpath.cachestate.v1.RunR\x03run\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\x06R\x05names\"_\n" +
+	"\x05names\x18\x02 \x03(\x06R\x05names\x125\n" +
+	"\x06spares\x18\x03 \x03(\v2\x1d.warmpath.cachestate.v1.SpareR\x06spares\"I\n" +
+	"\x05Spare\x12\x14\n" +
+	"\x05block\x18\x01 \x01(\rR\x05block\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\rR\x05group\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\"_\n" +
 	"\aUnknown\x12<\n" +
 	"\bidentity\x18\x01 \x01(\v2 .warmpath.cachestate.v1.IdentityR\bidentity\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason2j\n" +
@@ -555,7 +634,7 @@ func file_peer_proto_rawDescGZIP() []byte {
 	return file_peer_proto_rawDescData
 }
 
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_peer_proto_goTypes = []any{
 	(*SnapshotsRequest)(nil),  // 0: warmpath.cachestate.v1.SnapshotsRequest
 	(*SnapshotsResponse)(nil), // 1: warmpath.cachestate.v1.SnapshotsResponse
@@ -563,31 +642,33 @@ var file_peer_proto_goTypes = []any{
 	(*ChainSize)(nil),         // 3: warmpath.cachestate.v1.ChainSize
 	(*NamedPart)(nil),         // 4: warmpath.cachestate.v1.NamedPart
 	(*NamedRun)(nil),          // 5: warmpath.cachestate.v1.NamedRun
-	(*Unknown)(nil),           // 6: warmpath.cachestate.v1.Unknown
-	(*Identity)(nil),          // 7: warmpath.cachestate.v1.Identity
-	(*SnapshotEnd)(nil),       // 8: warmpath.cachestate.v1.SnapshotEnd
-	(*Place)(nil),             // 9: warmpath.cachestate.v1.Place
-	(*Run)(nil),               // 10: warmpath.cachestate.v1.Run
+	(*Spare)(nil),             // 6: warmpath.cachestate.v1.Spare
+	(*Unknown)(nil),           // 7: warmpath.cachestate.v1.Unknown
+	(*Identity)(nil),          // 8: warmpath.cachestate.v1.Identity
+	(*SnapshotEnd)(nil),       // 9: warmpath.cachestate.v1.SnapshotEnd
+	(*Place)(nil),             // 10: warmpath.cachestate.v1.Place
+	(*Run)(nil),               // 11: warmpath.cachestate.v1.Run
 }
 var file_peer_proto_depIdxs = []int32{
-	7,  // 0: warmpath.cachestate.v1.SnapshotsRequest.wanted:type_name -> warmpath.cachestate.v1.Identity
+	8,  // 0: warmpath.cachestate.v1.SnapshotsRequest.wanted:type_name -> warmpath.cachestate.v1.Identity
 	2,  // 1: warmpath.cachestate.v1.SnapshotsResponse.standing:type_name -> warmpath.cachestate.v1.Standing
 	4,  // 2: warmpath.cachestate.v1.SnapshotsResponse.part:type_name -> warmpath.cachestate.v1.NamedPart
-	8,  // 3: warmpath.cachestate.v1.SnapshotsResponse.end:type_name -> warmpath.cachestate.v1.SnapshotEnd
-	6,  // 4: warmpath.cachestate.v1.SnapshotsResponse.unknown:type_name -> warmpath.cachestate.v1.Unknown
-	7,  // 5: warmpath.cachestate.v1.Standing.identity:type_name -> warmpath.cachestate.v1.Identity
+	9,  // 3: warmpath.cachestate.v1.SnapshotsResponse.end:type_name -> warmpath.cachestate.v1.SnapshotEnd
+	7,  // 4: warmpath.cachestate.v1.SnapshotsResponse.unknown:type_name -> warmpath.cachestate.v1.Unknown
+	8,  // 5: warmpath.cachestate.v1.Standing.identity:type_name -> warmpath.cachestate.v1.Identity
 	3,  // 6: warmpath.cachestate.v1.Standing.sizes:type_name -> warmpath.cachestate.v1.ChainSize
-	9,  // 7: warmpath.cachestate.v1.ChainSize.place:type_name -> warmpath.cachestate.v1.Place
+	10, // 7: warmpath.cachestate.v1.ChainSize.place:type_name -> warmpath.cachestate.v1.Place
 	5,  // 8: warmpath.cachestate.v1.NamedPart.runs:type_name -> warmpath.cachestate.v1.NamedRun
-	10, // 9: warmpath.cachestate.v1.NamedRun.run:type_name -> warmpath.cachestate.v1.Run
-	7,  // 10: warmpath.cachestate.v1.Unknown.identity:type_name -> warmpath.cachestate.v1.Identity
-	0,  // 11: warmpath.cachestate.v1.Peer.Snapshots:input_type -> warmpath.cachestate.v1.SnapshotsRequest
-	1,  // 12: warmpath.cachestate.v1.Peer.Snapshots:output_type -> warmpath.cachestate.v1.SnapshotsResponse
-	12, // [12:13] is the sub-list for method output_type
-	11, // [11:12] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	11, // 9: warmpath.cachestate.v1.NamedRun.run:type_name -> warmpath.cachestate.v1.Run
+	6,  // 10: warmpath.cachestate.v1.NamedRun.spares:type_name -> warmpath.cachestate.v1.Spare
+	8,  // 11: warmpath.cachestate.v1.Unknown.identity:type_name -> warmpath.cachestate.v1.Identity
+	0,  // 12: warmpath.cachestate.v1.Peer.Snapshots:input_type -> warmpath.cachestate.v1.SnapshotsRequest
+	1,  // 13: warmpath.cachestate.v1.Peer.Snapshots:output_type -> warmpath.cachestate.v1.SnapshotsResponse
+	13, // [13:14] is the sub-list for method output_type
+	12, // [12:13] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -608,7 +689,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
