@@ -45,6 +45,15 @@ func startRouter(t *testing.T, cfg RouterConfig, specs ...pool.Spec) (address st
 	srv := NewServer(cfg, src, v, log)
 	run(t, func(ctx context.Context) error { return m.Run(ctx, p) })
 	run(t, func(ctx context.Context) error { return srv.Run(ctx, ln) })
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for limit := time.After(20 * time.Second); len(m.Status()) < len(specs); { // all of which have publishers
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("%d of %d publishers are followed", len(m.Status()), len(specs))
+		}
+	}
 	return ln.Addr().String(), v
 }
 

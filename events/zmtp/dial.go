@@ -78,6 +78,9 @@ func dial(ctx context.Context, endpoint string, typ zmq4.SocketType, o options) 
 	d := net.Dialer{Timeout: handshakeTimeout, KeepAliveConfig: keepAlive()}
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // net only says that it was cancelled
+		}
 		return nil, fmt.Errorf("zmtp: dial %s: %w", endpoint, err)
 	}
 	return handshake(ctx, c, typ, false, o)

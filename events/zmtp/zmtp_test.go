@@ -299,14 +299,22 @@ func TestDial_RefusesBadHandshakes(t *testing.T) {
 }
 
 func TestDial_StopsWithItsContext(t *testing.T) {
-	hold := make(chan struct{})
-	defer close(hold)
-	endpoint := rawServer(t, func(net.Conn) { <-hold })
-	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("no longer wanted")
-	time.AfterFunc(10*time.Millisecond, func() { cancel(why) })
-	if _, err := DialDealer(ctx, endpoint); !errors.Is(err, why) {
-		t.Errorf("error %v, want the context's cause", err)
+	for _, connected := range []bool{false, true} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		hold := make(chan struct{})
+		endpoint := rawServer(t, func(net.Conn) {
+			cancel(why)
+			<-hold
+		})
+		if !connected {
+			cancel(why)
+		}
+		if _, err := DialDealer(ctx, endpoint); !errors.Is(err, why) {
+			t.Errorf("connected %t: error %v, want the context's cause", connected, err)
+		}
+		close(hold)
+		cancel(nil)
 	}
 }
 
