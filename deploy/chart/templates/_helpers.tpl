@@ -92,6 +92,9 @@ capabilities: {drop: [ALL]}
 {{- if include "warmpath.relayToken" . }}
 - {name: relay-token, mountPath: /etc/warmpath-relay-token, readOnly: true}
 {{- end }}
+{{- if .Values.peers.enabled }}
+- {name: peers, mountPath: /etc/warmpath-peers, readOnly: true}
+{{- end }}
 {{- end -}}
 
 {{- define "warmpath.volumes" -}}
@@ -119,11 +122,36 @@ capabilities: {drop: [ALL]}
     defaultMode: 0440
     items: [{key: {{ .Values.relay.tokens.routerKey | quote }}, path: token}]
 {{- end }}
+{{- if .Values.peers.enabled }}
+- name: peers
+  secret:
+    secretName: {{ .Values.peers.tokens.existingSecret | quote }}
+    defaultMode: 0440
+    items: [{key: {{ .Values.peers.tokens.key | quote }}, path: tokens}, {key: {{ .Values.peers.tokens.routerKey | quote }}, path: token}]
+{{- end }}
 {{- end -}}
 
 {{- /* Whether the router shows relays a token. */ -}}
 {{- define "warmpath.relayToken" -}}
 {{- if and .Values.relay.enabled .Values.relay.tokens.existingSecret }}true{{ end -}}
+{{- end -}}
+
+{{- define "warmpath.peersService" -}}
+{{ include "warmpath.fullname" . }}-peers
+{{- end -}}
+
+{{- /* What the router is told of relays and of other routers. */ -}}
+{{- define "warmpath.cachestate" -}}
+{{- $c := dict -}}
+{{- if .Values.peers.enabled -}}
+{{- $c = dict
+      "listen" (printf "%s:%d" .Values.listenAddress (int .Values.peers.port))
+      "tokens_file" "/etc/warmpath-peers/tokens"
+      "token_file" "/etc/warmpath-peers/token"
+      "peers" (list (printf "%s.%s.svc:%d" (include "warmpath.peersService" .) .Release.Namespace (int .Values.peers.port))) -}}
+{{- end -}}
+{{- if include "warmpath.relayToken" . -}}{{- $_ := set $c "token_file" "/etc/warmpath-relay-token/token" -}}{{- end -}}
+{{- $c | toYaml -}}
 {{- end -}}
 
 {{- /* Labels of the pod of helm test. They are not those of a router. */ -}}
@@ -249,8 +277,8 @@ The configuration file, once the values go together. What the chart knows from o
 {{- with .Values.seed.existingSecret -}}
 {{- $_ := set $own "index" (dict "seed_file" "/etc/warmpath-seed/seed") -}}
 {{- end -}}
-{{- if include "warmpath.relayToken" . -}}
-{{- $_ := set $own "cachestate" (dict "token_file" "/etc/warmpath-relay-token/token") -}}
+{{- with include "warmpath.cachestate" . | fromYaml -}}
+{{- $_ := set $own "cachestate" . -}}
 {{- end -}}
 {{- mergeOverwrite (deepCopy .Values.config) $own | toYaml -}}
 {{- end -}}
@@ -344,6 +372,24 @@ The configuration file, once the values go together. What the chart knows from o
 {{- end -}}
 {{- if and $v.relay.enabled (not $v.seed.existingSecret) -}}
 {{- $faults = append $faults "seed.existingSecret: empty, with relay.enabled; relays and routers understand each other's hashes only with the same seed: name a Secret with it" -}}
+{{- end -}}
+{{- if $v.peers.enabled -}}
+{{- if not $v.seed.existingSecret -}}
+{{- $faults = append $faults "seed.existingSecret: empty, with peers.enabled; routers understand each other's hashes only with the same seed: name a Secret with it" -}}
+{{- end -}}
+{{- if not $v.peers.tokens.existingSecret -}}
+{{- $faults = append $faults "peers.tokens.existingSecret: empty, with peers.enabled, so that nothing says which routers are told; name a Secret with the keys tokens (lines read TOKEN) and token" -}}
+{{- else if and (include "warmpath.relayToken" .) (or (ne $v.peers.tokens.existingSecret $v.relay.tokens.existingSecret) (ne $v.peers.tokens.routerKey $v.relay.tokens.routerKey)) -}}
+{{- $faults = append $faults "peers.tokens: another Secret or routerKey than relay.tokens, and routers show one token to relays and to each other; name the same" -}}
+{{- end -}}
+{{- range $key := list "listen" "peers" "tokens_file" "token_file" -}}
+{{- if dig "cachestate" $key "" $v.config -}}
+{{- $faults = append $faults (printf "config.cachestate.%s: set, but peers.enabled sets it; remove one of them" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if has (int $v.peers.port) (list 9002 9090 8080 9901) -}}
+{{- $faults = append $faults (printf "peers.port: %d is one of the router's own ports; use another" (int $v.peers.port)) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $v.relay.enabled $v.relay.inject (semverCompare "<1.36.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- $faults = append $faults (printf "relay.inject: true, and MutatingAdmissionPolicies, which do it, are in Kubernetes from 1.36 on, and this is %s: set it to false and take the patch" .Capabilities.KubeVersion.Version) -}}
