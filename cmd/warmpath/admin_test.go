@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/sync/errgroup"
 )
 
 func testAdmin(ready func() []condition, state func() any) *admin {
@@ -148,5 +152,62 @@ func TestAdmin_Run(t *testing.T) {
 	// A listener that fails is an error.
 	if err := a.Run(t.Context(), ln); err == nil || !strings.Contains(err.Error(), ln.Addr().String()) {
 		t.Errorf("Run on a closed listener: %v", err)
+	}
+}
+
+// With an API server that is away, the endpoints that are known are served after
+// pool.sync_timeout; readiness says what is missing, and why.
+func TestReadyz_WithoutTheCluster(t *testing.T) {
+	engine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {}))
+	defer engine.Close()
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte("apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: \"http://127.0.0.1:1\"}}]\ncontexts: [{name: c, context: {cluster: c, namespace: llm}}]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := parse("w.yaml", fmt.Appendf(nil, `{extproc: {listen: "127.0.0.1:0"}, admin: {listen: "127.0.0.1:0"},
+pool: {sync_timeout: 300ms, static: {endpoints: [{name: e, address: %q, models: [m]}]}, kubernetes: {kubeconfig: %q, pod_selector: app=vllm}}}`,
+		strings.TrimPrefix(engine.URL, "http://"), kubeconfig), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &http.Client{Transport: transport()}
+	defer client.CloseIdleConnections()
+	r, err := build(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	g, failed := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.pool.Run(failed) })
+	g.Go(func() error { return r.follow(failed) })
+	get := func() (int, string) {
+		w := httptest.NewRecorder()
+		r.admin.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/readyz", nil))
+		return w.Code, w.Body.String()
+	}
+	if code, text := get(); code != http.StatusServiceUnavailable || !strings.Contains(text, "waiting for: kubernetes") {
+		t.Errorf("at the start: %d %s", code, text)
+	}
+	<-r.pool.Probed()
+	<-r.events.Ready()
+	for !strings.Contains(strings.Join(r.pool.SyncState().Unlisted, ""), "refused") {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-t.Context().Done():
+			t.Fatal("nothing says why")
+		}
+	}
+	code, text := get()
+	if code != http.StatusOK || !strings.Contains(text, "done without: kubernetes: pods (app=vllm) in namespace llm: ") || !strings.Contains(text, "refused") {
+		t.Errorf("after the timeout: %d %s", code, text)
+	}
+	w := httptest.NewRecorder()
+	r.admin.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/debug/state", nil))
+	if !strings.Contains(w.Body.String(), `"unlisted": [`) {
+		t.Errorf("the state is %s", w.Body)
+	}
+	cancel()
+	if err := g.Wait(); err != nil {
+		t.Error(err)
 	}
 }

@@ -140,6 +140,7 @@ func (d *doctor) checkEngines(ctx context.Context) error {
 	cfg := d.cfg
 	cfg.Events.Listen = "" // the router has it
 	cfg.Routing.Lock = ""  // so that every strategy can be asked
+	cfg.Pool.SyncTimeout = d.wait
 	if d.clusterless {
 		if cfg.Pool.Kubernetes = (pool.KubernetesConfig{}); len(cfg.Pool.Static.Endpoints) == 0 && !cfg.Pool.Discovers() {
 			return nil
@@ -167,8 +168,16 @@ func (d *doctor) checkEngines(ctx context.Context) error {
 	}()
 	d.step("waiting for the endpoints to be listed and probed, %s at most", d.wait)
 	if !d.await(failed, r.pool.Synced()) {
-		d.add(levelFail, "endpoints", "", "warmpath doctor --verbose …", "they were not listed within %s; what is wrong with the cluster or the file is said above or in the log", d.wait)
-		return nil
+		then := fmt.Sprintf("routers start without it after %s, if there is anything else (pool.sync_timeout)", d.cfg.Pool.SyncTimeout)
+		if d.cfg.Pool.SyncTimeout == 0 {
+			then = "routers wait for it (pool.sync_timeout is 0s)"
+		}
+		for _, what := range r.pool.SyncState().Unlisted {
+			d.add(levelFail, "endpoints", "", "warmpath doctor --verbose …", "not listed within %s: %s; %s", d.wait, what, then)
+		}
+		if len(r.pool.Snapshot().Endpoints) == 0 {
+			return nil
+		}
 	}
 	d.await(failed, r.pool.Probed())
 	// One probe may fail for no reason that lasts.

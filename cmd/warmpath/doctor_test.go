@@ -371,10 +371,14 @@ func TestDoctor_Cluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, found = examine(t, config(gone))
-	wantFindings(t, found, []string{"^FAIL cluster pods: the API server does not say .*refused", "^FAIL endpoints : they were not listed within 2s"}, nil)
+	wantFindings(t, found, []string{"^FAIL cluster pods: the API server does not say .*refused", "^FAIL endpoints : not listed within 2s: kubernetes: pods .app=vllm. in namespace llm: .*refused; routers start without it after 30s.* → warmpath doctor --verbose"}, nil)
 	if code != exitFault {
 		t.Errorf("exit code %d without an API server", code)
 	}
+	// What is known is looked at all the same.
+	_, found = examine(t, fmt.Sprintf("pool: {sync_timeout: 0s, static: {endpoints: [{name: s, address: \"127.0.0.1:1\"}]}, kubernetes: {kubeconfig: %q, pod_selector: app=vllm}}", gone))
+	wantFindings(t, found, []string{"^FAIL endpoints : not listed within 2s: .*routers wait for it", "^FAIL endpoint s: "}, nil)
+
 	_, found = examine(t, "pool: {kubernetes: {pod_selector: app=vllm}}")
 	wantFindings(t, found, []string{"^FAIL cluster : pool.kubernetes.kubeconfig: empty, and this is no pod of a cluster"}, nil)
 }

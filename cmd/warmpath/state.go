@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,8 +18,10 @@ import (
 
 // stateView is /debug/state.
 type stateView struct {
-	Version   string         `json:"version"`
-	Models    []string       `json:"models"`
+	Version string   `json:"version"`
+	Models  []string `json:"models"`
+	// Unlisted is what sources of endpoints have not listed yet.
+	Unlisted  []string       `json:"unlisted,omitempty"`
 	Endpoints []endpointView `json:"endpoints"`
 	Index     indexView      `json:"index"`
 }
@@ -57,7 +60,7 @@ func (r *router) state() any {
 	now := time.Now()
 	v := stateView{
 		Version: versionText(), Models: snap.Models(), Endpoints: []endpointView{},
-		Index: viewIndex(stats),
+		Index: viewIndex(stats), Unlisted: r.pool.SyncState().Unlisted,
 	}
 	for _, e := range snap.Endpoints {
 		ev := endpointView{
@@ -81,7 +84,7 @@ func (r *router) state() any {
 
 func (r *router) ready() []condition {
 	all := []condition{
-		{"endpoints listed", closed(r.pool.Synced()), "every source of endpoints has listed them once"},
+		listedCondition(r.pool.SyncState(), closed(r.pool.Synced())),
 		{"endpoints probed", closed(r.pool.Probed()), "every endpoint has answered or failed a health probe"},
 		{"events", closed(r.events.Ready()), "every event stream is live or has failed once"},
 	}
@@ -89,6 +92,20 @@ func (r *router) ready() []condition {
 		all = append(all, warmCondition(r.warm, r.peers, r.events.WarmStart()))
 	}
 	return all
+}
+
+// listedCondition says whether the endpoints are listed, or enough of them to go
+// on with.
+func listedCondition(s pool.SyncState, synced bool) condition {
+	c := condition{"endpoints listed", synced || s.GivenUp, "every source of endpoints has listed them once"}
+	switch missing := strings.Join(s.Unlisted, "; "); {
+	case synced:
+	case s.GivenUp:
+		c.Detail = "not all within pool.sync_timeout; done without: " + missing
+	default:
+		c.Detail = "waiting for: " + missing
+	}
+	return c
 }
 
 func closed(c <-chan struct{}) bool {

@@ -56,8 +56,11 @@ type Config struct {
 	Static     StaticConfig     `yaml:"static"`
 	File       FileConfig       `yaml:"file"`
 	Kubernetes KubernetesConfig `yaml:"kubernetes"`
-	Health     HealthConfig     `yaml:"health"`
-	Load       LoadConfig       `yaml:"load"`
+	// SyncTimeout bounds the wait of [Pool.Probed] for sources that have not
+	// listed their endpoints, if there are others. 0: there is no bound.
+	SyncTimeout time.Duration `yaml:"sync_timeout" help:"time in which all of file and cluster is to be listed at the start; after it the endpoints that are known, if any, are followed and served without the others, which join when they are listed; 0s: everything is waited for"`
+	Health      HealthConfig  `yaml:"health"`
+	Load        LoadConfig    `yaml:"load"`
 }
 
 // LoadConfig says how the engines' own metrics are read.
@@ -100,10 +103,11 @@ type HealthConfig struct {
 // DefaultConfig returns a pool without endpoints.
 func DefaultConfig() Config {
 	return Config{
-		File:       FileConfig{Interval: time.Second},
-		Kubernetes: KubernetesConfig{Port: 8000, Events: EventsAuto, EventsPort: 5557, ReplayPort: 5558},
-		Health:     HealthConfig{Path: "/health", Interval: time.Second, Timeout: 500 * time.Millisecond, Models: 10 * time.Second},
-		Load:       LoadConfig{Path: "/metrics", Interval: time.Second, Timeout: 500 * time.Millisecond, Filter: true, StaleAfter: 3 * time.Second},
+		SyncTimeout: 30 * time.Second,
+		File:        FileConfig{Interval: time.Second},
+		Kubernetes:  KubernetesConfig{Port: 8000, Events: EventsAuto, EventsPort: 5557, ReplayPort: 5558},
+		Health:      HealthConfig{Path: "/health", Interval: time.Second, Timeout: 500 * time.Millisecond, Models: 10 * time.Second},
+		Load:        LoadConfig{Path: "/metrics", Interval: time.Second, Timeout: 500 * time.Millisecond, Filter: true, StaleAfter: 3 * time.Second},
 	}
 }
 
@@ -150,6 +154,9 @@ func (c Config) Validate() error {
 				errs = append(errs, fmt.Errorf("%s.%w", section.name, err))
 			}
 		}
+	}
+	if c.SyncTimeout < 0 {
+		errs = append(errs, fmt.Errorf("sync_timeout: %s is negative; use for example 30s, or 0s to wait for everything", c.SyncTimeout))
 	}
 	if !strings.HasPrefix(c.Health.Path, "/") {
 		errs = append(errs, fmt.Errorf("health.path: %q does not start with a slash; use for example /health", c.Health.Path))

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -90,6 +91,10 @@ type File struct {
 	cfg     FileConfig
 	log     *slog.Logger
 	results map[bool]prometheus.Counter
+
+	mu sync.Mutex
+	// fault says why nothing has been listed yet; guarded by mu.
+	fault string
 }
 
 // NewFile returns the source of the file that cfg, which is valid, names.
@@ -106,6 +111,22 @@ func NewFile(cfg FileConfig, log *slog.Logger, reg prometheus.Registerer) *File 
 // Name implements [Source].
 func (f *File) Name() string { return "file" }
 
+// Unlisted implements [Source].
+func (f *File) Unlisted() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fault == "" {
+		return nil
+	}
+	return []string{f.fault}
+}
+
+func (f *File) setFault(text string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault = text
+}
+
 // Run implements [Source]. A file that is not valid changes nothing.
 func (f *File) Run(ctx context.Context, tell func([]Change), synced func()) error {
 	state := followed{File: f, tell: tell}
@@ -115,6 +136,7 @@ func (f *File) Run(ctx context.Context, tell func([]Change), synced func()) erro
 		state.look()
 		if state.valid && !done {
 			done = true
+			f.setFault("")
 			synced()
 		}
 		select {
@@ -153,6 +175,7 @@ func (f *followed) look() {
 			f.log.Debug("the file of endpoints cannot be read", "err", err)
 		}
 		f.missing, f.next = true, nil
+		f.unlistedBecause(err)
 		return
 	}
 	f.missing = false
@@ -168,12 +191,20 @@ func (f *followed) look() {
 	}
 }
 
+// unlistedBecause says why nothing is listed, unless something is.
+func (f *followed) unlistedBecause(err error) {
+	if f.listed == nil {
+		f.setFault(err.Error())
+	}
+}
+
 // judge puts into force what the file says, unless it is not valid.
 func (f *followed) judge(b []byte) bool {
 	specs, err := parseFile(b)
 	f.results[err == nil].Inc()
 	if err != nil {
 		f.log.Error("the changed file of endpoints is not valid; the old one stays in force", "err", err)
+		f.unlistedBecause(fmt.Errorf("%s: %w", f.cfg.Path, err))
 		return false
 	}
 	changes := make([]Change, 0, len(specs))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,6 +45,8 @@ type Kubernetes struct {
 	namespaces []string
 	// server is the API server's URL.
 	server string
+	// watch is the running source, nil before Run.
+	watch atomic.Pointer[kubeWatch]
 }
 
 // NewKubernetes returns the source that cfg, which is valid, describes. It
@@ -132,7 +135,8 @@ func (k *Kubernetes) Name() string { return "kubernetes" }
 func (k *Kubernetes) Run(ctx context.Context, tell func([]Change), synced func()) error {
 	// client-go logs every attempt; what matters of that is logged here, once.
 	ctx = klog.NewContext(ctx, klog.Logger{})
-	w := &kubeWatch{Kubernetes: k, ctx: ctx, wake: make(chan struct{}, 1), pending: 1, faults: map[string]string{}}
+	w := &kubeWatch{Kubernetes: k, ctx: ctx, wake: make(chan struct{}, 1), pending: 1, faults: map[string]string{}, unlisted: map[*kubeStore]string{}}
+	k.watch.Store(w)
 	for _, ns := range k.namespaces {
 		if k.cfg.PodSelector != "" {
 			w.pods(ctx, ns, "", inferencePool{selector: k.cfg.PodSelector}, newKubeStore(), rankPod)
@@ -148,7 +152,7 @@ func (k *Kubernetes) Run(ctx context.Context, tell func([]Change), synced func()
 			w.inferencePools(r)
 		}
 	}
-	w.listed() // all that is known from the start is on its way
+	w.listed(nil) // all that is known from the start is on its way
 	w.deliver(tell, func() {
 		k.log.Info("the cluster's endpoints are listed", "server", k.server)
 		k.metrics.synced.Set(1)
@@ -172,6 +176,9 @@ type kubeWatch struct {
 	queue   []Change
 	pending int
 	faults  map[string]string
+	// unlisted says what the watches are of that have not listed anything, and
+	// why.
+	unlisted map[*kubeStore]string
 }
 
 // push queues changes.
@@ -189,10 +196,12 @@ func (w *kubeWatch) signal() {
 	}
 }
 
-// listed counts a watch that has listed what there is.
-func (w *kubeWatch) listed() {
+// listed counts a watch that has listed what there is, nil being that of the
+// configuration.
+func (w *kubeWatch) listed(store *kubeStore) {
 	w.mu.Lock()
 	w.pending--
+	delete(w.unlisted, store)
 	w.mu.Unlock()
 	w.signal()
 }
@@ -371,8 +380,9 @@ type watched struct {
 func (w *kubeWatch) start(ctx context.Context, t watched) {
 	w.mu.Lock()
 	w.pending++
+	w.unlisted[t.store] = t.String()
 	w.mu.Unlock()
-	t.store.listed = sync.OnceFunc(w.listed)
+	t.store.listed = sync.OnceFunc(func() { w.listed(t.store) })
 	t.store.lists = w.metrics.lists[t.resource]
 	r := cache.NewReflectorWithOptions(w.observed(t), t.kind, t.store, cache.ReflectorOptions{
 		Name: string(t.resource), Logger: &klog.Logger{}, Backoff: kubeBackoff(),

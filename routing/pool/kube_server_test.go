@@ -45,8 +45,10 @@ type apiServer struct {
 	// down and forbidden refuse every request; noInitial those that list by
 	// watching, as servers before 1.32 do.
 	down, forbidden, noInitial bool
-	requests                   []string
-	watches                    int
+	// unknown is a kind that the server does not know, empty for none.
+	unknown  string
+	requests []string
+	watches  int
 }
 
 type apiEvent struct {
@@ -166,6 +168,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a.requests = append(a.requests, r.Method+" "+verb+" "+r.URL.Path)
 	down, forbidden := a.down, a.forbidden
+	unknown := a.unknown != "" && strings.HasSuffix(r.URL.Path, "/"+a.unknown)
 	noInitial := a.noInitial && q.Get("sendInitialEvents") != ""
 	a.mu.Unlock()
 	selector, err := labels.Parse(q.Get("labelSelector"))
@@ -184,6 +187,8 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, 503, status(503, metav1.StatusReasonServiceUnavailable, "down"))
 	case forbidden:
 		answer(w, 403, status(403, metav1.StatusReasonForbidden, "forbidden"))
+	case unknown:
+		answer(w, 404, status(404, metav1.StatusReasonNotFound, "no such kind"))
 	case noInitial:
 		answer(w, 422, status(422, metav1.StatusReasonInvalid, "sendInitialEvents is forbidden"))
 	case verb == "list":

@@ -3,6 +3,8 @@ package pool
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -10,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
@@ -135,6 +138,7 @@ func (w *kubeWatch) observed(t watched) *cache.ListWatch {
 		case err != nil && ctx.Err() != nil: // the watch is over
 		case err != nil:
 			w.metrics.errors[t.resource].Inc()
+			w.unlistedBecause(t, err)
 			if !failing[verb] {
 				log.Warn("the cluster cannot be asked; what is known of it stays, and it is tried again", "verb", verb, "err", err, "hint", accessHint(t, verb, err))
 			}
@@ -155,12 +159,48 @@ func (w *kubeWatch) observed(t watched) *cache.ListWatch {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			options(&o)
 			in, err := t.from.watch(ctx, o)
-			if o.SendInitialEvents == nil || err == nil || apierrors.IsForbidden(err) {
-				report(ctx, "watch", err) // else the server cannot list by watching, which is no fault
+			if o.SendInitialEvents == nil || err == nil || !listedInstead(err) {
+				report(ctx, "watch", err)
 			}
 			return in, err
 		},
 	}
+}
+
+// Unlisted implements [Source].
+func (k *Kubernetes) Unlisted() []string {
+	w := k.watch.Load()
+	if w == nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Sorted(maps.Values(w.unlisted))
+}
+
+// unlistedBecause says why a watch has not listed anything, if it has not.
+func (w *kubeWatch) unlistedBecause(t watched, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.unlisted[t.store]; ok {
+		w.unlisted[t.store] = t.String() + ": " + err.Error()
+	}
+}
+
+// String names it for people.
+func (t watched) String() string {
+	where := "in namespace " + t.namespace
+	if t.namespace == allNamespaces {
+		where = "in all namespaces"
+	}
+	return fmt.Sprintf("%s (%s) %s", t.resource, t.selector+t.field, where)
+}
+
+// listedInstead tells whether client-go's reflector lists after an attempt to
+// list by watching has failed with err, which is then no fault by itself: servers
+// before 1.32 cannot do that. After other errors it tries the same again.
+func listedInstead(err error) bool {
+	return !apierrors.IsForbidden(err) && !utilnet.IsConnectionRefused(err) && !apierrors.IsTooManyRequests(err)
 }
 
 // accessHint says what would mend an error, where that is known.

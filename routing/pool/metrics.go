@@ -6,6 +6,7 @@ import (
 )
 
 type metrics struct {
+	unlisted      prometheus.Gauge
 	sources       []prometheus.Gauge
 	endpoints     map[Health]prometheus.Gauge
 	probeFailures prometheus.Counter
@@ -26,6 +27,10 @@ func newMetrics(reg prometheus.Registerer, sources []Source) *metrics {
 			Help: "Health probes that failed or timed out.",
 		}),
 	}
+	m.unlisted = f.NewGauge(prometheus.GaugeOpts{
+		Name: "warmpath_pool_unlisted_sources",
+		Help: "Sources that have not listed their endpoints yet; after pool.sync_timeout what is known is made use of without them.",
+	})
 	m.loadReads = f.NewCounter(prometheus.CounterOpts{
 		Name: "warmpath_pool_load_reads_total",
 		Help: "Reads of an engine's metrics that told its load.",

@@ -57,8 +57,12 @@ type Pool struct {
 
 	sources []Source
 	synced  chan struct{}
-	// unsynced counts the sources that have not listed their endpoints yet.
-	unsynced int
+	// unsynced counts the sources that have not listed their endpoints yet;
+	// sourceListed says which have. overdue: [Config].SyncTimeout has passed;
+	// givenUp: probed does not wait for them.
+	unsynced         int
+	sourceListed     []bool
+	overdue, givenUp bool
 }
 
 // member is the mutable record behind one Endpoint.
@@ -107,7 +111,9 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.C
 		cfg: cfg, log: log.With("component", "pool"), metrics: newMetrics(reg, sources), client: client, rand: random,
 		names: metricNames(), probed: make(chan struct{}), synced: make(chan struct{}), kick: make(chan struct{}, 1),
 		byName: map[string]*member{}, at: map[string]int{}, listed: newListed(1 + len(sources)), sources: sources, unsynced: len(sources),
+		sourceListed: make([]bool, len(sources)),
 	}
+	p.metrics.unlisted.Set(float64(len(sources)))
 	p.buffers.New = func() any { return new(bytes.Buffer) }
 	p.snapshot.Store(newSnapshot(nil, &p.sizesChanged, nil))
 	if len(sources) == 0 {
@@ -121,7 +127,8 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.C
 func (p *Pool) Snapshot() *Snapshot { return p.snapshot.Load() }
 
 // Probed returns a channel that is closed once every source has listed its
-// endpoints and each of those has been probed.
+// endpoints, or [Config].SyncTimeout has passed and there are some, and each of
+// those has been probed.
 func (p *Pool) Probed() <-chan struct{} { return p.probed }
 
 // Synced returns a channel that is closed once every source has listed its
@@ -148,6 +155,9 @@ func (p *Pool) Run(ctx context.Context) error {
 		g.Go(func() error { return p.runSource(failed, i+1, s) })
 	}
 	g.Go(func() error { p.publishLate(failed); return nil })
+	if p.cfg.SyncTimeout > 0 {
+		g.Go(func() error { p.awaitSources(failed); return nil })
+	}
 	err := g.Wait()
 	p.mu.Lock()
 	p.begin = nil
@@ -202,18 +212,7 @@ func (p *Pool) dismiss(m *member) {
 // mu.
 func (p *Pool) probedOne(m *member) {
 	m.initial = false
-	p.waitForLess()
-}
-
-// waitForLess takes one off what Probed waits for. Who waited finds everything
-// in the snapshot.
-func (p *Pool) waitForLess() {
-	if p.waiting--; p.waiting == 0 {
-		if p.dirty {
-			p.publish()
-		}
-		close(p.probed)
-	}
+	p.waitForLess(1)
 }
 
 // admit makes the member of a listing. A changed one keeps its id, but every
@@ -241,7 +240,7 @@ func (p *Pool) admit(l claim, predecessor *member) *member {
 		p.crowded++
 	}
 	if p.begin != nil {
-		if p.unsynced > 0 {
+		if p.unsynced > 0 && !p.givenUp {
 			m.initial = true
 			p.waiting++
 		}

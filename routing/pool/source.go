@@ -21,6 +21,9 @@ type Source interface {
 	// follow them; synced is called once, when everything that there was at the
 	// beginning has been told. An error ends the pool.
 	Run(ctx context.Context, tell func([]Change), synced func()) error
+	// Unlisted names what Run has not listed yet, and says why where that is
+	// known. It may be called at any time.
+	Unlisted() []string
 }
 
 // Change is what a source has to say about one of the things that it looks
@@ -146,20 +149,7 @@ func (l *listed) of(name string) (c claim, ok bool) {
 
 // runSource runs s, whose claims have the number i.
 func (p *Pool) runSource(ctx context.Context, i int, s Source) error {
-	told := false
-	synced := func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if told {
-			return
-		}
-		told = true
-		p.waitForLess()
-		if p.unsynced--; p.unsynced == 0 {
-			close(p.synced)
-		}
-	}
-	if err := s.Run(ctx, func(changes []Change) { p.apply(i, changes) }, synced); err != nil && ctx.Err() == nil {
+	if err := s.Run(ctx, func(changes []Change) { p.apply(i, changes) }, func() { p.sourceSynced(i) }); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("pool: %w", err)
 	}
 	return nil
@@ -178,6 +168,7 @@ func (p *Pool) apply(source int, changes []Change) {
 	if all != effectNone {
 		p.changed(all == effectFewer)
 	}
+	p.giveUpLate()
 }
 
 // replace makes the claims of a source those of changes, and no others.

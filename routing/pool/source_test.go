@@ -27,10 +27,13 @@ type told struct {
 	name string
 	tell chan []Change
 	// sync is closed to say that all is listed.
-	sync chan struct{}
+	sync     chan struct{}
+	unlisted []string
 }
 
 func (s told) Name() string { return s.name }
+
+func (s told) Unlisted() []string { return s.unlisted }
 
 func (s told) Run(ctx context.Context, tell func([]Change), synced func()) error {
 	sync := s.sync
@@ -204,7 +207,7 @@ func TestPool_Rests(t *testing.T) {
 // Readiness waits for every source, and for the first probe of what they list.
 func TestPool_ProbedWaitsForSources(t *testing.T) {
 	e := newEngine(t, `{"data":[{"id":"m"}]}`)
-	s := told{"a", make(chan []Change), make(chan struct{})}
+	s := told{name: "a", tell: make(chan []Change), sync: make(chan struct{})}
 	cfg := DefaultConfig()
 	cfg.Load.Interval = 0
 	p := New(cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), http.DefaultClient, rand.New(rand.NewPCG(1, 1)), s)
@@ -234,7 +237,7 @@ func TestPool_ProbedWaitsForSources(t *testing.T) {
 // adapters are learned, and learned again.
 func TestPool_LearnsWhatLabelsDoNotSay(t *testing.T) {
 	e := newEngine(t, `{"data":[{"id":"base"},{"id":"alias"},{"id":"lora-a","parent":"base"}]}`)
-	s := told{"a", make(chan []Change), make(chan struct{})}
+	s := told{name: "a", tell: make(chan []Change), sync: make(chan struct{})}
 	cfg := DefaultConfig()
 	cfg.Load.Interval = 0
 	cfg.Health.Interval, cfg.Health.Models = 10*time.Millisecond, 10*time.Millisecond
