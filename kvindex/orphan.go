@@ -1,5 +1,10 @@
 package kvindex
 
+import (
+	"maps"
+	"slices"
+)
+
 // maxOrphans bounds the parked blocks of one publisher: 8 chains of 8k blocks
 // would be enough to hear of a long context behind a lost batch.
 const maxOrphans = 1 << 14
@@ -16,6 +21,8 @@ type orphanage struct {
 	// some could not even be parked.
 	held int
 	lost bool
+	// emptied counts the parked blocks that were let go since the last sweep.
+	emptied int
 }
 
 // orphan is a parked block.
@@ -73,11 +80,14 @@ func (o *orphanage) remove(name EngineHash, kind key) (parked, known bool) {
 	known = p.held>>kind&1 == 1
 	p.held &^= 1 << kind
 	o.set(name, p)
+	if p.held == 0 {
+		o.emptied++
+	}
 	return true, known
 }
 
 func (o *orphanage) put(name EngineHash, p orphan) bool {
-	if o.queued >= maxOrphans {
+	if o.queued >= maxOrphans && !o.sweep() {
 		return false
 	}
 	if o.parked == nil {
@@ -92,6 +102,40 @@ func (o *orphanage) put(name EngineHash, p orphan) bool {
 	o.waiting[p.parent] = append(o.waiting[p.parent], name)
 	o.queued++
 	return true
+}
+
+// sweep makes room: it drops parked blocks that are not held and that no block
+// which is held waits for. It reports whether there is room now.
+func (o *orphanage) sweep() bool {
+	if o.emptied < maxOrphans/4 {
+		return false // not worth the walk
+	}
+	o.emptied = 0
+	needed := make(map[EngineHash]bool, o.held)
+	for name, p := range o.parked {
+		if p.held == 0 {
+			continue
+		}
+		for ok := true; ok && !needed[name]; p, ok = o.parked[name] {
+			needed[name] = true
+			name = p.parent
+		}
+	}
+	maps.DeleteFunc(o.parked, func(name EngineHash, _ orphan) bool { return !needed[name] })
+	o.queued = 0
+	for parent, kids := range o.waiting {
+		kids = slices.DeleteFunc(kids, func(kid EngineHash) bool {
+			p, ok := o.parked[kid]
+			return !ok || p.parent != parent
+		})
+		if len(kids) == 0 {
+			delete(o.waiting, parent)
+			continue
+		}
+		o.waiting[parent] = kids
+		o.queued += len(kids)
+	}
+	return o.queued < maxOrphans
 }
 
 // park keeps a batch for the arrival of its parent. A name that denoted a

@@ -206,3 +206,25 @@ func TestExport_KeepsSpares(t *testing.T) {
 		t.Error("a block behind one with a copy waits")
 	}
 }
+
+// Where parents are never told of, as of prompts that came from another engine,
+// what waited and was removed makes room for what comes.
+func TestStore_OrphansThatWereRemovedMakeRoom(t *testing.T) {
+	ix := newIndex(t, Config{})
+	w := open(t, ix, 1)
+	kept := newPrompt(1, 4)
+	w.Store(kept.stored(1, 4))
+	w.Remove(kept.names[2:3], TierDevice, 0) // others are behind it
+	for seed := range uint64(2 * maxOrphans / 100) {
+		p := newPrompt(10+seed, 100)
+		w.Store(p.stored(1, 100))
+		w.Remove(p.names[1:], TierDevice, 0)
+	}
+	if s := ix.Stats().Publishers[0]; s.Dropped != 0 || s.Orphans > maxOrphans {
+		t.Errorf("%+v", s)
+	}
+	w.Store(kept.stored(0, 1))
+	if got := ix.AppendHeld(nil, 1); len(got) != 3 || device(ix, kept.chain, 1) != 2 || w.Lacks() {
+		t.Errorf("%d blocks held, %d in a row, lacks blocks: %t; want 3, 2, false", len(got), device(ix, kept.chain, 1), w.Lacks())
+	}
+}
