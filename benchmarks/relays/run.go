@@ -125,6 +125,15 @@ func (c counted) Read(b []byte) (int, error) {
 // relayed returns the option that has a router fed by relays, counting what it
 // receives.
 func relayed(received *atomic.Int64) (events.Option, error) {
+	src, err := source(relay.DefaultRouterConfig(), received)
+	if err != nil {
+		return nil, err
+	}
+	return events.WithRelays(src), nil
+}
+
+// source is where a router gets what others tell, counting what it receives.
+func source(cfg relay.RouterConfig, received *atomic.Int64) (*relay.Source, error) {
 	dial := func(ctx context.Context, address string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		if err != nil {
@@ -132,11 +141,60 @@ func relayed(received *atomic.Int64) (events.Option, error) {
 		}
 		return counted{c, received}, nil
 	}
-	src, err := relay.NewSource(relay.DefaultRouterConfig(), hasher, false, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(4, 4)), relay.Network{Dial: dial})
+	return relay.NewSource(cfg, hasher, false, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(4, 4)), relay.Network{Dial: dial})
+}
+
+// telling runs a router that follows engines and tells others what it knows,
+// and returns where, once it is exact.
+func telling(ctx context.Context, specs []pool.Spec, held int) (address string, stop func() error, err error) {
+	s, err := startSide(ctx, specs)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
-	return events.WithRelays(src), nil
+	if _, err := s.exact(ctx, held); err != nil {
+		return "", nil, errors.Join(err, s.stop())
+	}
+	src, err := source(relay.DefaultRouterConfig(), new(atomic.Int64))
+	if err != nil {
+		return "", nil, errors.Join(err, s.stop())
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, errors.Join(err, s.stop())
+	}
+	serving, stopServing := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	srv := relay.NewServer(relay.DefaultRouterConfig(), src, relay.View{Snapshot: s.manager.Snapshot}, slog.New(slog.DiscardHandler))
+	go func() { ended <- srv.Run(serving, ln) }()
+	return ln.Addr().String(), func() error {
+		stopServing()
+		return errors.Join(<-ended, s.stop())
+	}, nil
+}
+
+// fromPeer measures a router that starts from what another one knows.
+func fromPeer(ctx context.Context, specs []pool.Spec, held int, out io.Writer) (err error) {
+	address, stop, err := telling(ctx, specs, held)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	var received atomic.Int64
+	cfg := relay.DefaultRouterConfig()
+	cfg.Peers = []string{address}
+	src, err := source(cfg, &received)
+	if err != nil {
+		return err
+	}
+	got, err := cold(ctx, specs, held, events.WithPeers(src, cfg.PeersTimeout))
+	if err != nil {
+		return err
+	}
+	got.print(out, "peer", int(received.Load()), held)
+	if w := got.warm; w.Resumed != len(specs) {
+		return fmt.Errorf("not all publishers went on from what the peer knows: %+v", w)
+	}
+	return nil
 }
 
 // serving asks the index for a prompt a thousand times a second, as decisions
@@ -219,8 +277,10 @@ func coldStart(ctx context.Context, n, blocks int, out io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
 	}
-	fmt.Fprintf(out, "  ZMQ replay  exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s, %.0f KB a publisher\n",
-		zmq.took.Seconds(), zmq.cpu.Seconds(), float64(wire)/1e6, float64(wire)/float64(held), zmq.median, zmq.p99, float64(zmq.memory)/1e3)
+	zmq.print(out, "ZMQ replay", wire, held)
+	if err := fromPeer(ctx, own, held, out); err != nil {
+		return fmt.Errorf("peer: %w", err)
+	}
 	behind := make([]pool.Spec, n)
 	for i, spec := range own {
 		address, s, stop, err := beside(ctx, spec)
@@ -242,8 +302,7 @@ func coldStart(ctx context.Context, n, blocks int, out io.Writer) (err error) {
 	if err != nil {
 		return fmt.Errorf("relays: %w", err)
 	}
-	fmt.Fprintf(out, "  relays      exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s, %.0f KB a publisher\n",
-		got.took.Seconds(), got.cpu.Seconds(), float64(received.Load())/1e6, float64(received.Load())/float64(held), got.median, got.p99, float64(got.memory)/1e3)
+	got.print(out, "relays", int(received.Load()), held)
 	return nil
 }
 
@@ -254,6 +313,14 @@ type coldFigures struct {
 	// memory is the growth of heap and stacks for each publisher: the router,
 	// its index, and the other ends of its connections.
 	memory int64
+	warm   events.WarmStart
+}
+
+// print prints the figures of a way in which so many bytes were received for so
+// many blocks.
+func (c coldFigures) print(out io.Writer, way string, received, blocks int) {
+	fmt.Fprintf(out, "  %-10s  exact after %6.2f s, %4.1f s of processor time, %5.1f MB (%.1f bytes a block), lookups meanwhile: median %s, p99 %s, %.0f KB a publisher\n",
+		way, c.took.Seconds(), c.cpu.Seconds(), float64(received)/1e6, float64(received)/float64(blocks), c.median, c.p99, float64(c.memory)/1e3)
 }
 
 func cold(ctx context.Context, specs []pool.Spec, held int, options ...events.Option) (c coldFigures, err error) {
@@ -268,7 +335,7 @@ func cold(ctx context.Context, specs []pool.Spec, held int, options ...events.Op
 	stop := serving(r.index)
 	c.took, err = r.exact(ctx, held)
 	c.median, c.p99 = stop()
-	c.cpu = cpuTime() - busy
+	c.cpu, c.warm = cpuTime()-busy, r.manager.WarmStart()
 	c.memory = (heap() - before) / int64(len(specs))
 	return c, errors.Join(err, r.stop())
 }

@@ -127,7 +127,7 @@ type RouterConfig struct {
 // DefaultRouterConfig returns the defaults.
 func DefaultRouterConfig() RouterConfig {
 	return RouterConfig{
-		GiveUp: 10 * time.Second, Timeout: 5 * time.Second, PeersTimeout: 10 * time.Second,
+		GiveUp: 10 * time.Second, Timeout: 5 * time.Second, PeersTimeout: 30 * time.Second,
 		BackoffMin: 200 * time.Millisecond, BackoffMax: 5 * time.Second,
 	}
 }
