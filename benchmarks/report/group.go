@@ -51,12 +51,12 @@ func (g *group) section(slo float64) (section, error) {
 	}
 	for _, c := range g.shown() {
 		if len(c.Waiting) > 0 {
-			if err := draw(heat(c.Strategy, fmt.Sprintf("requests waiting, over time, load %g", c.Load), c.Waiting, high)); err != nil {
+			if err := draw(heat(fmt.Sprintf("%s: waiting, up to %.3g", c.Strategy, high), fmt.Sprintf("time, at load %g", c.Load), c.Waiting, high)); err != nil {
 				return s, err
 			}
 		}
 		if len(c.Regret) > 0 {
-			if err := draw(bars(c.Strategy, fmt.Sprintf("regret up to, s, load %g", c.Load), "share of decisions", sim.RegretLabels(), c.Regret)); err != nil {
+			if err := draw(bars(c.Strategy+": regret", fmt.Sprintf("up to, s, at load %g", c.Load), "share of decisions", sim.RegretLabels(), c.Regret)); err != nil {
 				return s, err
 			}
 		}
@@ -238,7 +238,7 @@ func newCurve(name string, xs []float64, at func(float64) *sim.Cell, m metric) c
 		}
 		e := m.of(cell)
 		c.x, c.y = append(c.x, x), append(c.y, e.Mean)
-		c.low, c.high = append(c.low, e.Mean-e.CI95), append(c.high, e.Mean+e.CI95)
+		c.low, c.high = append(c.low, max(0, e.Mean-e.CI95)), append(c.high, e.Mean+e.CI95)
 	}
 	return c
 }

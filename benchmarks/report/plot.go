@@ -206,7 +206,8 @@ func style(p *plot.Plot, title, x, y string) {
 // drawing renders p as an SVG element that stands in an HTML page.
 func drawing(p *plot.Plot, w, h vg.Length) (template.HTML, error) {
 	c := vgsvg.New(w, h)
-	p.Draw(draw.New(c))
+	// The last tick's label is centered on the right end of the axis.
+	p.Draw(draw.Crop(draw.New(c), 0, -vg.Points(16), 0, -vg.Points(3)))
 	var b bytes.Buffer
 	if _, err := c.WriteTo(&b); err != nil {
 		return "", err
