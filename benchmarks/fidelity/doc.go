@@ -6,11 +6,11 @@
 // # What is the same
 //
 // The requests, their arrival, the token ids of their prompts and the lengths
-// of their answers; the engines' step model, block size, capacity, token budget
-// and bound on sequences, in both worlds those of package engine; the router's
-// configuration. Arrivals are an open loop: a request is sent at its time,
-// whatever became of those before it. A strategy begins with cold engines and a
-// router that was just started.
+// of their answers; the engines' step model, blocks and their order of reuse,
+// capacity, token budget and bound on sequences, in both worlds those of package
+// engine; the router's configuration. Arrivals are an open loop: a request is
+// sent at its time, whatever became of those before it. A strategy begins with
+// cold engines and a router that was just started.
 //
 // # What differs
 //
