@@ -37,6 +37,10 @@
 // that give up; admission control. Blocks are those of the trace, 512 tokens:
 // engines of 16 hit up to 511 tokens more of each shared prefix, under any
 // strategy. A block that a request left without filling it pushes out none that
-// is cached, as it hardly would if it were one of 16 tokens. With Scenario.Wire, blocks that answers fill are not asked for again,
-// because the engine chooses the tokens of its answers.
+// is cached, as it hardly would if it were one of 16 tokens. With Scenario.Wire,
+// blocks that answers fill are not asked for again, because the engine chooses the
+// tokens of its answers.
+//
+// Package fidelity holds a run beside the real programs, which take time for all
+// of that.
 package sim
