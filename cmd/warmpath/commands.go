@@ -70,7 +70,7 @@ func cmdServe(ctx context.Context, p process) int {
 	for _, w := range cfg.Warnings() {
 		log.Warn(w)
 	}
-	src := source{file: *c.file, load: func() (Config, error) { return load(*c.file, c.env, c.overrides) }}
+	src := source{file: *c.file, content: c.content, parse: func(data []byte) (Config, error) { return parse(*c.file, data, c.env, c.overrides) }}
 	if err := serve(ctx, cfg, src, log); err != nil {
 		log.Error("stopped", "err", err)
 		return exitFault
@@ -137,7 +137,9 @@ type command struct {
 	name, about string
 	flags       *flag.FlagSet
 	file        *string
-	overrides   []override
+	// content is what the file said when it was loaded.
+	content   []byte
+	overrides []override
 }
 
 func newCommand(p process, name, about string) *command {
@@ -197,7 +199,8 @@ func (c *command) load() (cfg Config, code int, ok bool) {
 	if *c.file == "" {
 		return cfg, c.misuse("--config is missing; name the configuration file"), false
 	}
-	cfg, err := load(*c.file, c.env, c.overrides)
+	cfg, data, err := load(*c.file, c.env, c.overrides)
+	c.content = data
 	if err != nil {
 		fmt.Fprintln(c.stderr, err)
 		if n := len(asFaults(err)); n > 1 {

@@ -422,7 +422,7 @@ func dumpOf(t *testing.T, cfg Config, edits ...string) []byte {
 }
 
 func TestDoctor_Envoy(t *testing.T) {
-	cfg, err := load(writeConfig(t, valid), nil, nil)
+	cfg, _, err := load(writeConfig(t, valid), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -503,7 +503,7 @@ func TestDoctor_RealEnvoy(t *testing.T) {
 func TestDoctor_PrintsATable(t *testing.T) {
 	e := startEngine(t, server.Config{})
 	config := writeConfig(t, "pool: {static: {endpoints: ["+endpointYAML("a", e.Addr(), e)+"]}}\n")
-	cfg, err := load(config, nil, nil)
+	cfg, _, err := load(config, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,13 +17,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/warmpath/warmpath/routing"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // newRouter builds a whole router, none of whose parts run, and its admin
 // server.
 func newRouter(t *testing.T) (*router, *httptest.Server) {
 	t.Helper()
-	cfg, err := load(writeConfig(t, `
+	cfg, _, err := load(writeConfig(t, `
 pool: {static: {endpoints: [
   {name: a, address: "10.0.0.1:8000", models: [m], labels: {tier: gold}},
   {name: b, address: "10.0.0.2:8000", models: [m]}]}}
@@ -134,9 +135,15 @@ func TestReloader_FollowsTheFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	endpoints := filepath.Join(t.TempDir(), "endpoints.yaml")
+	if err := os.WriteFile(endpoints, []byte("endpoints: []\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	synctest.Test(t, func(t *testing.T) {
-		src := source{file: file, load: func() (Config, error) { return load(file, nil, []override{{"routing.fallbacks", "1"}}) }}
-		cfg, err := src.load()
+		src := source{file: file, content: []byte(good), parse: func(data []byte) (Config, error) {
+			return parse(file, data, nil, []override{{"routing.fallbacks", "1"}})
+		}}
+		cfg, err := src.parse(src.content)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -189,6 +196,23 @@ func TestReloader_FollowsTheFile(t *testing.T) {
 		if n := len(parts.pool.Snapshot().Endpoints); n != 1 {
 			t.Errorf("an endpoint that was removed from the file is still in the pool, which has %d", n)
 		}
+		applied = applied[:2]
+		// A look may catch the file while it is written, cut where it is valid.
+		write("pool: {static: {endpoints: []}, file: {path: " + endpoints + "}}\n")
+		<-time.After(reloadEvery)
+		synctest.Wait()
+		write(good)
+		step()
+		if n := len(parts.pool.Snapshot().Endpoints); n != 1 || len(applied) != 2 {
+			t.Errorf("a file caught while it was written: %d endpoints, applied %d times", n, len(applied))
+		}
+		write(good + "#" + strings.Repeat(" ", pool.MaxFile))
+		step()
+		if len(applied) != 2 || strings.Count(log.String(), "more than 16777216 bytes") != 1 {
+			t.Errorf("a file that is too large: applied %d times, log:\n%s", len(applied), log.String())
+		}
+		write(good)
+		step()
 		applied = applied[:2]
 		asked <- os.Interrupt
 		synctest.Wait()

@@ -8,13 +8,14 @@ import (
 	"io"
 	"maps"
 	"net/netip"
-	"os"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 const envPrefix = "WARMPATH_"
@@ -62,18 +63,22 @@ type loader struct {
 
 // load reads the configuration: the defaults, overridden by the file, by
 // WARMPATH_ variables in env (each NAME=value) and by flags, in this order.
-// The error is of type faults and has all of them.
-func load(file string, env []string, flags []override) (Config, error) {
-	data, err := os.ReadFile(file)
+// The error is of type faults and has all of them. content is what the file says.
+func load(file string, env []string, flags []override) (cfg Config, content []byte, err error) {
+	content, err = pool.ReadFileBounded(file)
 	if err != nil {
-		return Config{}, faults{{where: "--config", text: err.Error()}}
+		return Config{}, nil, faults{{where: "--config", text: err.Error()}}
 	}
-	return parse(file, data, env, flags)
+	cfg, err = parse(file, content, env, flags)
+	return cfg, content, err
 }
 
 // parse is load with the file's content at hand.
 func parse(file string, data []byte, env []string, flags []override) (Config, error) {
 	cfg := DefaultConfig()
+	if len(data) > pool.MaxFile {
+		return cfg, faults{{where: file, text: fmt.Sprintf("more than %d bytes, which no configuration takes; name the right file in --config, and put many endpoints into pool.file.path", pool.MaxFile)}}
+	}
 	l := &loader{file: file, origin: map[string]fault{}, broken: map[string]bool{}}
 	if !l.readYAML(data, &cfg) {
 		return cfg, l.faults // what is missing may be in the part that cannot be read

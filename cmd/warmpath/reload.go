@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -10,18 +9,21 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
-// reloadEvery is how often the configuration file is looked at. A file that
-// Kubernetes mounts from a ConfigMap is replaced by a link, which file-system
-// events report in ways that differ; its content does not.
+// reloadEvery is how often the configuration file is looked at. What it says
+// counts once it rests, so within twice that.
 const reloadEvery = time.Second
 
 // source is where a configuration comes from.
 type source struct {
-	// file is watched; load reads it, the environment and the flags.
-	file string
-	load func() (Config, error)
+	// file is watched. content is what it said when it was loaded, and parse
+	// reads what it says with the environment and the flags.
+	file    string
+	content []byte
+	parse   func(data []byte) (Config, error)
 }
 
 // reloader puts the routing section and the static endpoints of a changed
@@ -34,8 +36,7 @@ type reloader struct {
 	apply   func(Config) error
 	log     *slog.Logger
 	results map[bool]prometheus.Counter
-	// content is what the file said when it was last looked at.
-	content []byte
+	watched *pool.RestedFile
 }
 
 func newReloader(src source, current Config, apply func(Config) error, log *slog.Logger, reg prometheus.Registerer) *reloader {
@@ -43,15 +44,13 @@ func newReloader(src source, current Config, apply func(Config) error, log *slog
 		Name: "warmpath_config_reloads_total",
 		Help: "Times that a changed configuration was read, by whether it was put into force.",
 	}, []string{"result"})
-	r := &reloader{source: src, current: current, apply: apply, log: log, results: map[bool]prometheus.Counter{
+	return &reloader{source: src, current: current, apply: apply, log: log, watched: pool.NewRestedFile(src.file, src.content), results: map[bool]prometheus.Counter{
 		true: results.WithLabelValues("applied"), false: results.WithLabelValues("refused"),
 	}}
-	r.content, _ = os.ReadFile(src.file) // if it cannot be read, the first look finds a change
-	return r
 }
 
-// Run reloads whenever the file has changed and whenever asked is sent to,
-// until ctx ends. It returns nil then.
+// Run reloads whenever the file has changed and rests, and at once whenever asked
+// is sent to, until ctx ends. It returns nil then.
 func (r *reloader) Run(ctx context.Context, asked <-chan os.Signal) error {
 	tick := time.NewTicker(reloadEvery)
 	defer tick.Stop()
@@ -60,20 +59,24 @@ func (r *reloader) Run(ctx context.Context, asked <-chan os.Signal) error {
 		case <-ctx.Done():
 			return nil
 		case <-asked:
-			r.content, _ = os.ReadFile(r.file)
-			r.reload()
+			data, err := r.watched.Now()
+			r.reload(data, err)
 		case <-tick.C:
 			// A file that is not there for a moment is being replaced.
-			if b, err := os.ReadFile(r.file); err == nil && !bytes.Equal(b, r.content) {
-				r.content = b
-				r.reload()
+			if data, changed, err := r.watched.Look(); err == nil && changed {
+				r.reload(data, nil)
 			}
 		}
 	}
 }
 
-func (r *reloader) reload() {
-	cfg, err := r.load()
+// reload puts into force what the file says, unless it could not be read, for
+// err.
+func (r *reloader) reload(data []byte, err error) {
+	var cfg Config
+	if err == nil {
+		cfg, err = r.parse(data)
+	}
 	if err == nil {
 		err = r.apply(cfg)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -19,11 +18,8 @@ import (
 // FileConfig names a file of endpoints that may change while the router runs.
 type FileConfig struct {
 	Path string `yaml:"path" help:"YAML file with a list endpoints, each with the keys of pool.static.endpoints[]; followed while the router runs; empty: none"`
-	// Interval is how often the file is read. It is compared by content: a file
-	// that Kubernetes mounts from a ConfigMap is replaced by a link, which
-	// file-system events report in ways that differ. Changed content counts once
-	// two looks in a row read it, so within two intervals: one that is caught
-	// while it is written may be empty, or a valid list that lacks its end.
+	// Interval is how often the file is read. Changed content counts once it
+	// rests, see [RestedFile], so within two intervals.
 	Interval time.Duration `yaml:"interval" help:"how often that file is looked at; changed content is put into force when two looks in a row read the same, so within two intervals"`
 }
 
@@ -42,13 +38,10 @@ func (c FileConfig) Validate() error {
 	return errors.Join(errs...)
 }
 
-// maxFile bounds the file: some thousand endpoints take one MiB.
-const maxFile = 16 << 20
-
 // ReadFile returns the endpoints that a file lists. A file that lists none is
 // valid. The error has every fault.
 func ReadFile(path string) ([]Spec, error) {
-	b, err := readBounded(path)
+	b, err := ReadFileBounded(path)
 	if err != nil {
 		return nil, err
 	}
@@ -59,20 +52,9 @@ func ReadFile(path string) ([]Spec, error) {
 	return specs, nil
 }
 
-// readBounded returns what a file says, of one that is too large the first
-// maxFile+1 bytes, which parseFile refuses.
-func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxFile+1))
-}
-
 func parseFile(b []byte) ([]Spec, error) {
-	if len(b) > maxFile {
-		return nil, fmt.Errorf("more than %d bytes", maxFile)
+	if len(b) > MaxFile {
+		return nil, fmt.Errorf("more than %d bytes", MaxFile)
 	}
 	var doc StaticConfig
 	dec := yaml.NewDecoder(bytes.NewReader(b))
@@ -129,7 +111,7 @@ func (f *File) setFault(text string) {
 
 // Run implements [Source]. A file that is not valid changes nothing.
 func (f *File) Run(ctx context.Context, tell func([]Change), synced func()) error {
-	state := followed{File: f, tell: tell}
+	state := followed{File: f, tell: tell, file: NewRestedFile(f.cfg.Path, nil)}
 	tick := time.NewTicker(f.cfg.Interval)
 	defer tick.Stop()
 	for done := false; ; {
@@ -153,11 +135,9 @@ type followed struct {
 	tell func([]Change)
 	// looked: there was a look.
 	looked, missing bool
-	// content is what was judged last, nil before, and valid the verdict.
-	content []byte
-	valid   bool
-	// next is what the last look read, if that was not content, else nil.
-	next []byte
+	file            *RestedFile
+	// valid is the verdict on what was judged last.
+	valid bool
 	// listed are the names in force.
 	listed map[string]bool
 }
@@ -166,28 +146,27 @@ type followed struct {
 // the look before, too. The first look judges at once: there is nothing yet
 // that a list without its end would withdraw.
 func (f *followed) look() {
-	first := !f.looked
-	f.looked = true
-	b, err := readBounded(f.cfg.Path)
+	var b []byte
+	var changed bool
+	var err error
+	if f.looked {
+		b, changed, err = f.file.Look()
+	} else {
+		b, err = f.file.Now()
+		f.looked, changed = true, err == nil
+	}
 	if err != nil {
 		// For a moment it may be missing because it is being replaced.
 		if !f.missing {
 			f.log.Debug("the file of endpoints cannot be read", "err", err)
 		}
-		f.missing, f.next = true, nil
+		f.missing = true
 		f.unlistedBecause(err)
 		return
 	}
 	f.missing = false
-	b = append([]byte{}, b...) // not nil, empty as it may be
-	switch {
-	case f.content != nil && bytes.Equal(b, f.content):
-		f.next = nil
-	case first || f.next != nil && bytes.Equal(b, f.next):
-		f.content, f.next = b, nil
+	if changed {
 		f.valid = f.judge(b)
-	default:
-		f.next = b
 	}
 }
 

@@ -238,14 +238,15 @@ func TestFile_TooLarge(t *testing.T) {
 	f := followed{
 		File: NewFile(FileConfig{Path: path, Interval: time.Second}, slog.New(slog.NewTextHandler(&text, nil)), reg),
 		tell: func([]Change) { told++ },
+		file: NewRestedFile(path, nil),
 	}
 	f.look()
 	// Valid but for its size.
-	write(t, path, "endpoints: []\n#"+strings.Repeat(" ", 2*maxFile))
+	write(t, path, "endpoints: []\n#"+strings.Repeat(" ", 2*MaxFile))
 	for range 3 {
 		f.look()
-		if len(f.next) > maxFile+1 || len(f.content) > maxFile+1 {
-			t.Fatalf("%d and %d bytes were read", len(f.next), len(f.content))
+		if len(f.file.next) > MaxFile+1 || len(f.file.content) > MaxFile+1 {
+			t.Fatalf("%d and %d bytes were read", len(f.file.next), len(f.file.content))
 		}
 	}
 	const want = "more than 16777216 bytes"
