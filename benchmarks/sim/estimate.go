@@ -17,14 +17,14 @@ const calibrated = 400
 // kneeRuns is how many pooled runs it takes to find a knee, about.
 const kneeRuns = 12
 
-// costs tells how long it takes, by the wall, to simulate one request of a
+// costs tells how much processor time it takes to simulate one request of a
 // scenario.
 type costs func(ctx context.Context, s Scenario, t *traffic) (time.Duration, error)
 
 // measured returns the costs by a clock: those of the first requests of the
-// workload, the least of three tries, for a busy machine makes some of them
-// longer and none shorter.
-func measured(now func() time.Time) costs {
+// workload, the least of three tries, for others who use the machine's caches
+// make some of them longer and none shorter.
+func measured(now func() time.Duration) costs {
 	return func(ctx context.Context, s Scenario, t *traffic) (time.Duration, error) {
 		n := min(calibrated, len(t.Requests))
 		part := *t
@@ -36,7 +36,7 @@ func measured(now func() time.Time) costs {
 			if _, err := runWith(ctx, s, &part, 1); err != nil {
 				return 0, err
 			}
-			least = min(least, now().Sub(began))
+			least = min(least, now()-began)
 		}
 		return least / time.Duration(n), nil
 	}
@@ -47,7 +47,7 @@ func measured(now func() time.Time) costs {
 // Queues that grow past the knee, and caches that a short run does not fill, make
 // the real thing take longer.
 func (p Plan) Estimate(ctx context.Context) (time.Duration, error) {
-	return p.estimate(ctx, measured(time.Now))
+	return p.estimate(ctx, measured(cpuTime))
 }
 
 func (p Plan) estimate(ctx context.Context, cost costs) (time.Duration, error) {
