@@ -2,7 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/warmpath/warmpath/benchmarks/engine"
+	"github.com/warmpath/warmpath/benchmarks/engine/server"
 	"github.com/warmpath/warmpath/events"
 	"github.com/warmpath/warmpath/kvindex"
 )
@@ -74,5 +81,118 @@ func TestWarmFile(t *testing.T) {
 	}
 	if files, _ := filepath.Glob(f.path + ".*"); len(files) > 0 {
 		t.Errorf("left behind: %v", files)
+	}
+}
+
+// The command itself: one router follows an engine that keeps two batches, and
+// another one, which is told of the first, is exact.
+func TestWarmStart_FromAnotherRouter(t *testing.T) {
+	e, err := server.New(server.Config{
+		Models: []string{"m"}, Events: "tcp://127.0.0.1:0", Replay: "tcp://127.0.0.1:0", BufferSteps: 2, TimeScale: 1e-5,
+		Engine: engine.Config{Blocks: 64, BlockSize: 4, MaxSeqs: 4},
+	}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	started(t, e.Run)
+	<-e.Ready()
+	peers := freeAddress(t)
+	first := startServe(t, e, "listen: \""+peers+"\"")
+	first.await(t, `warmpath_events_publisher_trust{endpoint="e",rank="0"} 3`)
+	for i := range 8 {
+		prompt := fmt.Sprintf(`{"model": "m", "prompt": [%d,2,3,4,5,6,7,8,9], "max_tokens": 1}`, i)
+		resp, err := http.Post("http://"+e.Addr()+"/v1/completions", "application/json", strings.NewReader(prompt))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	const held = `warmpath_kvindex_publisher_held_blocks{endpoint="e",rank="0",tier="device"} 16`
+	first.await(t, held)
+	second := startServe(t, e, "peers: [\""+peers+"\"]")
+	for _, line := range []string{
+		`warmpath_events_publisher_trust{endpoint="e",rank="0"} 3`, held, `warmpath_relay_peers_total{result="answered"} 1`,
+		`warmpath_relay_peer_publishers_total{result="taken"} 1`, `warmpath_events_warm_publishers_total{result="resumed"} 1`,
+	} {
+		second.await(t, line)
+	}
+	if got := second.get(t, "/readyz"); !strings.Contains(got, "asked for 1 event streams, 0 of them still, and 1 taken") {
+		t.Errorf("/readyz says:\n%s", got)
+	}
+	first.await(t, `warmpath_relay_told_publishers_total{result="told"} 1`)
+}
+
+// served is a router that runs, by the address of its admin server.
+type served string
+
+// startServe runs warmpath serve with an engine until the test ends.
+func startServe(t *testing.T, e *server.Server, cachestate string) served {
+	t.Helper()
+	admin := freeAddress(t)
+	file := filepath.Join(t.TempDir(), "warmpath.yaml")
+	text := fmt.Sprintf("admin: {listen: %q}\nextproc: {listen: %q, drain_delay: 0s}\nindex: {seed_file: %s}\ncachestate: {%s}\npool: {static: {endpoints: [{name: e, address: %q, models: [m], events: %q, replay: %q}]}}\n",
+		admin, freeAddress(t), writeSeed(t), cachestate, e.Addr(), e.EventsEndpoint(), e.ReplayEndpoint())
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	started(t, func(ctx context.Context) error {
+		var stderr bytes.Buffer
+		if code := dispatch(ctx, process{args: []string{"serve", "--config", file}, stdout: io.Discard, stderr: &stderr}); code != exitOK {
+			return fmt.Errorf("exit code %d:\n%s", code, stderr.String())
+		}
+		return nil
+	})
+	return served(admin)
+}
+
+// freeAddress returns an address that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// get returns a page of the admin server, empty while there is none.
+func (s served) get(t *testing.T, path string) string {
+	t.Helper()
+	resp, err := http.Get("http://" + string(s) + path)
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// await waits until the metrics have a line.
+func (s served) await(t *testing.T, line string) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(30 * time.Second)
+	for {
+		got := s.get(t, "/metrics")
+		if strings.Contains(got, line+"\n") {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			var like []string
+			name, _, _ := strings.Cut(line, "{")
+			for l := range strings.Lines(got) {
+				if strings.HasPrefix(l, name) {
+					like = append(like, l)
+				}
+			}
+			t.Fatalf("no %s in:\n%s", line, strings.Join(like, ""))
+		}
 	}
 }
