@@ -50,10 +50,13 @@ type feed struct {
 	// is held, so that the set is not exact.
 	lost bool
 
-	pending       *pb.Added
-	pendingBlocks int
-	pendingEnd    kvindex.BlockHash // the block that the last run ends with
-	timer         *time.Timer
+	pending *pb.Added
+	// pendingBlocks are those added, pendingSize also counts those that only lead
+	// to them.
+	pendingBlocks, pendingSize int
+
+	pendingEnd kvindex.BlockHash // the block that the last run ends with
+	timer      *time.Timer
 
 	// log has the changes after logFrom, the oldest first.
 	log     []logged
@@ -86,7 +89,7 @@ func newFeed(cfg Config, id Identity, hasher kvindex.Hasher, w *kvindex.Writer, 
 func (f *feed) begin(incarnation uint64) {
 	f.cursor = cursor{max(incarnation, f.cursor.incarnation+1), 0}
 	f.log, f.logFrom, f.logSize = nil, 0, 0
-	f.pending, f.pendingBlocks = nil, 0
+	f.pending, f.pendingBlocks, f.pendingSize = nil, 0, 0
 }
 
 // restart begins an incarnation with nothing in it: another process speaks.
@@ -164,10 +167,10 @@ func (f *feed) Sync(at events.Point) {
 	}
 	f.apply(n.Changes)
 	clear(f.roots)
-	changed := f.cursor != before || f.trusted() != last.Trust
 	if f.pending != nil && (f.window == 0 || f.trusted() != last.Trust) {
 		f.flush()
 	}
+	changed := f.cursor != before || f.trusted() != last.Trust
 	if f.pending == nil {
 		f.settle(changed)
 	} else if f.timer == nil {
@@ -185,7 +188,7 @@ func (f *feed) clear() {
 	f.tree.clear()
 	f.lost = false
 	old := f.pending
-	f.pending, f.pendingBlocks = nil, 0
+	f.pending, f.pendingBlocks, f.pendingSize = nil, 0, 0
 	f.append(&pb.Delta{Change: &pb.Delta_Cleared{Cleared: &pb.Cleared{}}})
 	if old != nil && len(old.Scopes) > 0 {
 		f.adding().Scopes = old.Scopes
@@ -345,11 +348,16 @@ func (f *feed) begins(root kvindex.BlockHash, s kvindex.Scope) {
 // add tells of a block that is held at one more place.
 func (f *feed) add(i int32, c kvindex.Change) {
 	t := f.tree
-	a, n := f.adding(), t.nodes[i]
+	n := t.nodes[i]
 	if p := n.parent; !t.isRoot(p) && t.nodes[p].held == 0 {
-		a.Runs = append(a.Runs, t.lead(p))
-		f.pendingEnd = 0
+		for _, run := range t.lead(p) {
+			a := f.adding()
+			a.Runs = append(a.Runs, run)
+			f.pendingEnd = 0
+			f.grow(len(run.Contents))
+		}
 	}
+	a := f.adding()
 	last := len(a.Runs) - 1
 	if parent := t.nodes[n.parent].hash; f.pendingEnd != parent || last < 0 || len(a.Runs[last].Contents) >= maxRun || a.Runs[last].Scope != n.scope ||
 		a.Runs[last].Places[0].Tier != tierToWire(c.Tier) || a.Runs[last].Places[0].Group != uint32(c.Group) {
@@ -360,7 +368,13 @@ func (f *feed) add(i int32, c kvindex.Change) {
 	}
 	a.Runs[last].Contents = append(a.Runs[last].Contents, uint64(t.content(i)))
 	f.pendingEnd = n.hash
-	if f.pendingBlocks++; f.pendingBlocks >= maxPending {
+	f.pendingBlocks++
+	f.grow(1)
+}
+
+// grow counts blocks that wait, and gives out all that wait when it is much.
+func (f *feed) grow(n int) {
+	if f.pendingSize += n; f.pendingSize >= maxPending {
 		f.flush()
 	}
 }
@@ -372,7 +386,7 @@ func (f *feed) flush() {
 	}
 	f.m.added.Add(float64(f.pendingBlocks))
 	a := f.pending
-	f.pending, f.pendingBlocks = nil, 0
+	f.pending, f.pendingBlocks, f.pendingSize = nil, 0, 0
 	f.append(&pb.Delta{Change: &pb.Delta_Added{Added: a}})
 }
 

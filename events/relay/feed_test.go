@@ -376,3 +376,70 @@ func TestFeed_BehindAParentWithACopy(t *testing.T) {
 		t.Errorf("%d nodes are left in the tree", n)
 	}
 }
+
+// Blocks that only lead to others are told in messages of a bounded size,
+// however many there are and however often.
+func TestFeed_LongLeadsAreSplit(t *testing.T) {
+	e := &engine{side: newSide(t), point: events.Point{Trust: kvindex.TrustExact}}
+	cfg := testConfig()
+	cfg.LogBytes = 64 << 20
+	e.feed = testFeed(cfg, e.side)
+	defer e.feed.Close()
+	fo := &follower{side: newSide(t)}
+	fo.r = testReceiver(fo.side)
+	const long, branches = 20_000, 40
+	c := chain{scope: kvindex.Scope{Model: "m", BlockSize: 16}}
+	for i := range long {
+		c.contents = append(c.contents, kvindex.ContentHash(i+1))
+	}
+	names := c.names()
+	root := testHasher.Root(c.scope)
+	e.feed.Root(root, c.scope)
+	e.w.Store(kvindex.Stored{Root: root, Names: names, Contents: c.contents})
+	e.w.Remove(names[:long-1], kvindex.TierDevice, 0) // the last block keeps them in the tree
+	e.sync()
+	e.feed.due()
+	fo.follow(t, e.feed, 0)
+	at := e.feed.head()
+	for i := range branches {
+		e.w.Store(kvindex.Stored{HasParent: true, Parent: names[long-2], Names: []kvindex.EngineHash{kvindex.EngineHash(i + 1)}, Contents: []kvindex.ContentHash{kvindex.ContentHash(long + i + 1)}})
+	}
+	e.sync()
+	e.feed.due()
+	blocks := 0
+	for _, d := range e.feed.next(at, 1<<20).deltas {
+		if n := proto.Size(d); n > 1<<20 {
+			t.Errorf("change %d is %d bytes long", d.Sequence, n)
+		}
+		for _, r := range d.GetAdded().GetRuns() {
+			blocks += len(r.Contents)
+		}
+	}
+	if blocks < branches*(long-2) {
+		t.Errorf("%d blocks were told of, which are too few to test this", blocks)
+	}
+	fo.follow(t, e.feed, 0)
+	if d := gocmp.Diff(e.held(), fo.held()); d != "" || len(fo.held()) != branches+1 {
+		t.Errorf("%d blocks (-relay +router):\n%s", len(fo.held()), d)
+	}
+}
+
+// Without a window, too, what was added is told with the batch that brought it.
+func TestFeed_NoWindowTellsTheBatch(t *testing.T) {
+	e := &engine{side: newSide(t), point: events.Point{Trust: kvindex.TrustExact, Sequence: 41}}
+	cfg := testConfig()
+	cfg.Window = 0
+	e.feed = testFeed(cfg, e.side)
+	defer e.feed.Close()
+	e.sync()
+	at := e.feed.head()
+	c := chain{kvindex.Scope{Model: "m", BlockSize: 16}, []kvindex.ContentHash{1, 2, 3}}
+	root := testHasher.Root(c.scope)
+	e.feed.Root(root, c.scope)
+	e.w.Store(kvindex.Stored{Root: root, Names: c.names(), Contents: c.contents})
+	e.sync()
+	got := e.feed.next(at, 10).deltas
+	if len(got) != 1 || got[0].GetAdded() == nil || got[0].GetEngineSequence() != 43 {
+		t.Errorf("told: %v; want what was added, of batch 43", got)
+	}
+}

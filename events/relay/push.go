@@ -27,6 +27,9 @@ type inbox struct {
 	// engine's own stream; nil while reports are taken.
 	knocked chan struct{}
 	reports chan reported
+	// closed: nothing more is taken. within bounds how long a message may take.
+	closed chan struct{}
+	within time.Duration
 	// stop ends the stream that reports at the moment; guarded by Source.mu.
 	stop context.CancelFunc
 }
@@ -47,12 +50,14 @@ type answer struct {
 
 // open makes an inbox known; the caller calls the function returned when it
 // takes nothing more.
-func (s *Source) open(in *inbox) (close func()) {
+func (s *Source) open(in *inbox) (shut func()) {
 	key := inboxKey{in.identity.Endpoint, in.identity.Rank}
+	in.closed, in.within = make(chan struct{}), s.cfg.Timeout
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.inboxes[key] = in
 	return func() {
+		close(in.closed)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.inboxes[key] == in {
@@ -182,12 +187,17 @@ func (r *receiver) pushed(m reported) error {
 }
 
 // deliver hands a message to the publisher's goroutine and waits for its
-// answer.
+// answer, no longer than that goroutine takes messages, and in any case not for
+// long: who reports need not have given the call a limit.
 func (in *inbox) deliver(ctx context.Context, m reported) (*pb.ReportAck, error) {
+	ctx, cancel := context.WithTimeout(ctx, in.within)
+	defer cancel()
 	answered := make(chan answer, 1)
 	m.answer = answered
 	select {
 	case in.reports <- m:
+	case <-in.closed:
+		return nil, status.Error(codes.Unavailable, "the endpoint's relay is not listened to at the moment; report again")
 	case <-ctx.Done():
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}

@@ -210,19 +210,23 @@ func (t *tree) release(i int32) {
 	}
 }
 
-// lead returns the run that leads to a block that is not held, from the last
-// one before it that is, or from the root.
-func (t *tree) lead(i int32) *pb.Run {
-	run := &pb.Run{Scope: t.nodes[i].scope}
-	for {
-		run.Contents = append(run.Contents, uint64(t.content(i)))
-		if i = t.nodes[i].parent; t.isRoot(i) || t.nodes[i].held != 0 {
-			break
-		}
+// lead returns the runs that lead to a block that is not held, from the last
+// one before it that is, or from the root, none longer than maxRun.
+func (t *tree) lead(i int32) (runs []*pb.Run) {
+	var back []int32
+	for !t.isRoot(i) && t.nodes[i].held == 0 {
+		back = append(back, i)
+		i = t.nodes[i].parent
 	}
-	slices.Reverse(run.Contents)
-	run.Parent = uint64(t.nodes[i].hash)
-	return run
+	slices.Reverse(back)
+	for path := range slices.Chunk(back, maxRun) {
+		run := &pb.Run{Parent: uint64(t.nodes[t.nodes[path[0]].parent].hash), Scope: t.nodes[path[0]].scope}
+		for _, i := range path {
+			run.Contents = append(run.Contents, uint64(t.content(i)))
+		}
+		runs = append(runs, run)
+	}
+	return runs
 }
 
 // isRoot tells whether a node is that of a scope.
