@@ -24,8 +24,11 @@ type row struct {
 	// requests is how many requests the endpoint works on: own ones, and those
 	// of others as of the last read.
 	requests float64
-	// queue is how many seconds the engine's own queue takes, 0 if unknown.
-	queue float64
+	// The engine's own queue takes queue + perPrompt × the prompt's tokens, in
+	// seconds: the time until its cache has room for that prompt behind those who
+	// wait, below 0 if it has, or an estimate that does not depend on the prompt.
+	// Both are 0 if unknown.
+	queue, perPrompt float32
 	// perToken is how many seconds the prefill of one token takes, 0 if that was
 	// not learned.
 	perToken float64
@@ -74,7 +77,13 @@ func (r *row) read(e *pool.Endpoint, now, base time.Time) {
 	}
 	const queue = pool.FieldRequests | pool.FieldLatency
 	if r.fresh&(queue|pool.FieldUnanswered) == queue && l.Waiting > 0 {
-		r.queue = l.Waiting * (l.PrefillSeconds + l.DecodeSeconds) / max(1, l.Running)
+		r.queue = float32(l.Waiting * (l.PrefillSeconds + l.DecodeSeconds) / max(1, l.Running))
+	}
+	if r.fresh&pool.FieldMemory != 0 && l.Capacity > 0 {
+		full := fullShare * l.Capacity
+		release := l.StaySeconds / full
+		r.queue = float32((l.Demand + float64(s.Placed()-l.Placed) - full) * release)
+		r.perPrompt = float32(release)
 	}
 	if r.fresh&pool.FieldPrefillRate != 0 {
 		r.perToken = 1 / max(1, l.PrefillRate)
@@ -84,6 +93,11 @@ func (r *row) read(e *pool.Endpoint, now, base time.Time) {
 		r.turnover = s.Churn(base) / l.Capacity
 	}
 }
+
+// fullShare is the share of its cache that an engine fills with running
+// requests: it admits a prompt only when all of it fits, and answers grow. Found by
+// simulation, where .85 and .95 are as good.
+const fullShare = 0.9
 
 // count is read for decisions that look at nothing but requests in flight.
 func (r *row) count(e *pool.Endpoint) {

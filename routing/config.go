@@ -78,7 +78,7 @@ func DefaultConfig() Config {
 		Strategy: "prefix-cache", Fallbacks: 2, Decisions: 256,
 		PrefixCache: PrefixCacheConfig{
 			AffinityFloor: 0.5, Release: 2 * time.Second, ReleaseSavings: 8,
-			Pressure: time.Second, EvictionPrice: 1, ReuseHorizon: time.Minute, InexactFaith: 0.8,
+			Pressure: time.Second, EvictionPrice: 3, ReuseHorizon: time.Minute, InexactFaith: 0.8,
 			PrefillRate: 15_000, LoadRate: 150_000, RequestCost: 50 * time.Millisecond,
 		},
 		Queue: DefaultQueueConfig(),

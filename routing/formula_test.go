@@ -252,6 +252,14 @@ func TestPrefixCache_AgreesWithTheFormula(t *testing.T) {
 				state.SetLoad(fresh(l))
 				queue = 0
 			}
+			if rapid.Bool().Draw(rt, "told what is held") && l.Capacity > 0 {
+				l.Has |= pool.FieldMemory
+				l.Demand, l.StaySeconds = float64(token("demand", 1_000_000)), float64(token("stay", 60))
+				l.Placed = int64(token("placed then", int(state.Placed())))
+				state.SetLoad(fresh(l))
+				missing := l.Demand + float64(state.Placed()-l.Placed+int64(prompt)) - .9*l.Capacity
+				queue = missing / (.9 * l.Capacity) * l.StaySeconds
+			}
 			requests += math.Max(0, l.Running+l.Waiting-float64(l.InFlight))
 		}
 		pressure := 10 * share("pressure")

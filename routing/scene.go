@@ -110,8 +110,9 @@ func (sc *scene) requestCost(r *row) float64 { return r.requests * sc.request }
 
 // wait returns how long a new request waits for those before it.
 func (sc *scene) wait(r *row) float64 {
-	if wait := sc.backlog(r); wait > r.queue {
-		return wait
+	wait := sc.backlog(r)
+	if queue := float64(r.queue) + float64(r.perPrompt)*float64(sc.promptTokens); queue > wait {
+		return queue
 	}
-	return r.queue
+	return wait
 }

@@ -6,11 +6,14 @@ package routing
 //
 // Formula, in seconds:
 //
-//	  wait       the backlog: prefill work sent and not done. Where the engine
-//	             does not say how many requests wait for their first token, it is
-//	             an estimate that drains with time, or the engine's own queue
-//	             (waiting requests × mean time of a request ÷ running ones) if
-//	             that is longer
+//	  wait       the longer of two. The backlog: prefill work sent and not done;
+//	             where the engine does not say how many requests wait for their
+//	             first token, an estimate that drains with time. And the time
+//	             until the engine's cache has room for the prompt: (tokens that
+//	             running requests hold + those that waiting ones and this one
+//	             need − full) × mean time of a request ÷ full, full being 0.9 ×
+//	             capacity; where the engine does not say what it holds, waiting
+//	             requests × mean time of a request ÷ running ones
 //	+ requests   (own requests in flight + those of others that the engine
 //	             reports) × price of a request
 //	+ prefill    uncached prompt tokens ÷ prefill rate × (1 + pressure)

@@ -35,6 +35,8 @@ const (
 	FieldAdapters
 	// FieldUnanswered: Unanswered.
 	FieldUnanswered
+	// FieldMemory: Demand and StaySeconds.
+	FieldMemory
 )
 
 // Load is what an engine's own metrics said at one instant, with rates learned
@@ -60,6 +62,12 @@ type Load struct {
 	Computed float64
 	// KVUsage is the share of KV-cache blocks that running requests use, 0 to 1.
 	KVUsage float64
+	// Demand is how many tokens of the KV cache running requests hold and waiting
+	// ones need, Placed what [State.Placed] was then. A full cache gives way to
+	// others in StaySeconds, the mean time that a request runs.
+	Demand      float64
+	Placed      int64
+	StaySeconds float64
 	// QueueSeconds, PrefillSeconds and DecodeSeconds are the mean times a
 	// recently ended request spent in each phase.
 	QueueSeconds, PrefillSeconds, DecodeSeconds float64
@@ -87,6 +95,9 @@ type Load struct {
 	// Alone and WithQueue are what PrefillRate is learned from: sums over ended
 	// requests, and over time in which prompts waited.
 	Alone, WithQueue Work
+	// Ended are the requests that ended since the load before, and their times
+	// from admission to end.
+	Ended Work
 	// Adapters are the LoRA adapters that running or waiting requests use,
 	// MaxAdapters how many fit at a time, 0 if unknown.
 	Adapters    []string
@@ -211,6 +222,9 @@ func (l *Load) learn(s, before *sample, old *Load, dt float64) {
 		l.Has |= FieldBusy
 	}
 	l.learnPrefill(old, diff(promptTokens)-diff(cachedTokens), diff(prefillSum), diff(prefillCount), dt)
+	if s.has(decodeSum) {
+		l.Ended.add(0, diff(prefillSum)+diff(decodeSum), diff(prefillCount))
+	}
 	if n := diff(prefillCount); n > 0 {
 		took := diff(prefillSum)
 		if s.has(decodeSum) && s.has(queueSum) {

@@ -120,7 +120,7 @@ vllm:inter_token_latency_seconds_count %v`, prompt, cached, generated, prefillSu
 		At: t0.Add(time.Second), Has: FieldRequests | FieldThroughput | FieldPrefillRate | FieldStep | FieldLatency | FieldBusy,
 		Running: 1, PromptRate: 8000, GenerationRate: 200, PrefillRate: 4000 / .5, StepSeconds: 1.0 / 50,
 		QueueSeconds: .125, PrefillSeconds: .25, DecodeSeconds: 1, Busy: 1, InFlight: 3, Computed: 5250,
-		Alone: Work{4000, .5, 2},
+		Alone: Work{4000, .5, 2}, Ended: Work{0, 2.5, 2},
 	}
 	if diff := cmp.Diff(want, l1); diff != "" {
 		t.Errorf("second sample (-want +got):\n%s", diff)

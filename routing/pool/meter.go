@@ -13,6 +13,8 @@ type Meter struct {
 	staleAfter  time.Duration
 	before, now sample
 	known       bool
+	// stays counts where the model is not known.
+	stays stays
 }
 
 // NewMeter returns a meter whose loads count for staleAfter.
@@ -41,6 +43,11 @@ func (m *Meter) take(at time.Time, s *sample, state *State) (*Load, error) {
 	}
 	l := newLoad(at, s, last, state.Load(), state.InFlight())
 	l.Until = l.At.Add(m.staleAfter)
+	stays := state.stays.Load()
+	if stays == nil {
+		stays = &m.stays
+	}
+	l.demand(state, stays.add(at, l.Ended))
 	state.SetLoad(l)
 	state.confine(l)
 	s.adapters = nil // they belong to l

@@ -48,7 +48,7 @@ func (s *State) confine(l *Load) {
 	if l.Has&needed != needed || l.PrefillRate <= 0 {
 		return
 	}
-	tokens, ok := s.queue.ahead(l)
+	tokens, ok := s.queue.last(l, l.Unanswered)
 	if !ok {
 		return
 	}
@@ -57,21 +57,38 @@ func (s *State) confine(l *Load) {
 	s.touch()
 }
 
+// demand fills in what engine's requests need of its cache, and stay, the mean
+// time that one runs.
+func (l *Load) demand(s *State, stay float64) {
+	const needed = FieldRequests | FieldKVUsage | FieldCapacity
+	if l.Has&needed != needed || l.Capacity <= 0 || stay <= 0 {
+		return
+	}
+	l.Has |= FieldMemory
+	l.StaySeconds, l.Placed = stay, s.Placed()
+	held := l.KVUsage * l.Capacity
+	waiting, ok := s.queue.last(l, l.Waiting)
+	if !ok { // they are of other routers: as large as those that run
+		waiting = l.Waiting * held / max(1, l.Running)
+	}
+	l.Demand = held + waiting
+}
+
 // maxBacklog bounds a backlog in seconds.
 const maxBacklog = 3600
 
-// ahead returns how many tokens the requests without a first token have to
-// compute. Requests of other routers count as much as the mean of this one's;
-// if it has none there, it cannot tell, unless there are none at all.
-func (q *queue) ahead(l *Load) (tokens float64, ok bool) {
+// last returns how many tokens the engine has to compute for those n of its
+// requests that were sent last. Requests of other routers count as much as the
+// mean of this one's; if it has none there, it cannot tell, unless n is 0.
+func (q *queue) last(l *Load, n float64) (tokens float64, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.work) == 0 {
-		return 0, l.Unanswered == 0
+		return 0, n == 0
 	}
 	share := min(1, float64(len(q.work))/max(1, l.Running+l.Waiting))
-	n := min(len(q.work), int(math.Round(l.Unanswered*share)))
-	for _, w := range q.work[len(q.work)-n:] {
+	own := min(len(q.work), int(math.Round(n*share)))
+	for _, w := range q.work[len(q.work)-own:] {
 		tokens += float64(w.tokens)
 	}
 	return tokens / share, true

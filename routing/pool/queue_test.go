@@ -20,6 +20,70 @@ vllm:request_prefill_time_seconds_count %d
 `, running, waiting, ended, first, prompt, cached, prefill, ended)
 }
 
+// vllmKeeps is what an engine with a cache of 100,000 tokens says of it, and of
+// requests that ended, which ran for some seconds in sum.
+func vllmKeeps(running, waiting int, usage float64, ended int, seconds float64) []byte {
+	return fmt.Appendf(nil, `vllm:num_requests_running %d
+vllm:num_requests_waiting %d
+vllm:kv_cache_usage_perc %g
+vllm:cache_config_info{block_size="100",num_gpu_blocks="1000"} 1
+vllm:prompt_tokens_total 0
+vllm:generation_tokens_total 0
+vllm:request_prefill_time_seconds_sum %g
+vllm:request_prefill_time_seconds_count %d
+vllm:request_decode_time_seconds_sum %g
+`, running, waiting, usage, seconds/4, ended, seconds*3/4)
+}
+
+func TestMeter_TellsWhatIsNeededOfTheCache(t *testing.T) {
+	at := time.Unix(1000, 0)
+	var shared stays
+	read := func(m *Meter, s *State, text []byte) *Load {
+		t.Helper()
+		at = at.Add(time.Second)
+		l, err := m.Read(at, text, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	var a, b State
+	a.stays.Store(&shared)
+	b.stays.Store(&shared)
+	ma, mb := NewMeter(time.Minute), NewMeter(time.Minute)
+	if l := read(ma, &a, vllmKeeps(0, 0, 0, 0, 0)); l.Has&FieldMemory != 0 {
+		t.Error("no request ever ended, and it is told how long they stay")
+	}
+	read(mb, &b, vllmKeeps(0, 0, 0, 0, 0))
+	for i, tokens := range []int64{500, 4000, 2000} {
+		a.Place(at, tokens)
+		a.Reserve(tokens)
+		a.Send(uint64(i), tokens)
+	}
+	// Ten requests of 4 s each on one, and ten of 8 s on the other of the same model.
+	read(ma, &a, vllmKeeps(2, 1, .4, 10, 40))
+	read(mb, &b, vllmKeeps(0, 0, 0, 10, 80))
+	l := read(ma, &a, vllmKeeps(2, 1, .4, 10, 40))
+	// The first ten have a little less weight, as they are a second older.
+	if l.Has&FieldMemory == 0 || l.StaySeconds < 6 || l.StaySeconds > 6.05 {
+		t.Errorf("requests stay %v s, want the mean of both endpoints, about 6", l.StaySeconds)
+	}
+	if l.Demand != 42_000 || l.Placed != 6500 {
+		t.Errorf("demand %v, placed %v; want 40 %% of 100,000 held, the last of three waiting, and 6500", l.Demand, l.Placed)
+	}
+	// Two wait, and this router has sent none of them: they are taken to be as large as those that run.
+	if l := read(mb, &b, vllmKeeps(4, 2, .2, 10, 80)); l.Demand != 30_000 {
+		t.Errorf("demand %v, want 20,000 of four running ones and 10,000 of two that wait", l.Demand)
+	}
+	// An endpoint of no known model goes by its own requests.
+	var alone State
+	mc := NewMeter(time.Minute)
+	read(mc, &alone, vllmKeeps(0, 0, 0, 0, 0))
+	if l := read(mc, &alone, vllmKeeps(1, 0, .1, 5, 5)); l.StaySeconds != 1 {
+		t.Errorf("requests stay %v s, want 1", l.StaySeconds)
+	}
+}
+
 func TestMeter_TellsTheBacklogByWhoWaits(t *testing.T) {
 	at := time.Unix(1000, 0)
 	var s State

@@ -37,6 +37,9 @@ type State struct {
 	// queue is the work of the requests in flight.
 	queue queue
 
+	// stays is that of the endpoint's model, nil while that is not known.
+	stays atomic.Pointer[stays]
+
 	// sizesChanged, where it is not nil, counts the block sizes that became
 	// known of any endpoint of the pool.
 	sizesChanged *atomic.Uint64
