@@ -50,7 +50,7 @@ func config(t *testing.T, requests int) Config {
 	return Config{
 		Workload: w, Strategies: []string{"prefix-cache", "random"}, Endpoints: 4, Profile: p,
 		Capacity: (blocks + 0.5) * workload.BlockTokens / float64(p.KVTokens),
-		Speed:    1, Simulations: 5, Scale: 1, MaxScale: 4,
+		Speed:    1, Simulations: 3, Scale: 1, MaxScale: 4,
 	}
 }
 
@@ -93,6 +93,7 @@ func TestCompare_SimulatorAndRealTimeAgree(t *testing.T) {
 // What the comparison would find of engines with half the cache.
 func TestConfig_WorkloadTellsHalfTheCacheApart(t *testing.T) {
 	c := config(t, 240)
+	c.Simulations = 2
 	whole, err := c.simulate(t.Context(), "random", 1)
 	if err != nil {
 		t.Fatal(err)
@@ -111,6 +112,7 @@ func TestConfig_WorkloadTellsHalfTheCacheApart(t *testing.T) {
 // reads no clock.
 func TestSimulate_ScalesTime(t *testing.T) {
 	c := config(t, 60)
+	c.Simulations = 2
 	one, err := c.simulate(t.Context(), "random", 1)
 	if err != nil {
 		t.Fatal(err)
