@@ -15,8 +15,9 @@ type Config struct {
 	// Endpoint is the ip:port of the engine as routers know it; empty: the
 	// address in the pool is.
 	Endpoint string `yaml:"endpoint" help:"warmpath relay: ip:port of the engine as routers know it, such as $(POD_IP):8000, where the pool has its local address; empty: they are the same"`
-	// ReportTo are routers, host:port, that the relay reports to by itself.
-	ReportTo []string `yaml:"report_to" help:"warmpath relay: host:port of routers' cachestate.listen that the relay reports to by itself; empty: none"`
+	// ReportTo are routers, host:port, that the relay reports to by itself, all
+	// addresses of a name among them.
+	ReportTo []string `yaml:"report_to" help:"warmpath relay: host:port of routers' cachestate.listen that the relay reports to by itself; a name may lead to many of them, and is looked up again and again; empty: none"`
 	// Window is how long added blocks wait for more of them. Evictions and
 	// clears never wait.
 	Window time.Duration `yaml:"window" help:"warmpath relay: how long added blocks wait, to be told together; evictions never wait; 0s: nothing does"`

@@ -63,6 +63,8 @@ type feed struct {
 	logFrom uint64
 	logSize int
 	closed  bool
+	// done is closed with the feed.
+	done chan struct{}
 }
 
 // logged is a change and its size on the wire.
@@ -76,7 +78,7 @@ type logged struct {
 func newFeed(cfg Config, id Identity, hasher kvindex.Hasher, w *kvindex.Writer, m *metrics) *feed {
 	f := &feed{
 		identity: id, hasher: hasher, window: cfg.Window, logBytes: cfg.LogBytes, writer: w, m: m,
-		roots: map[kvindex.BlockHash]kvindex.Scope{}, changed: make(chan struct{}), tree: newTree(),
+		roots: map[kvindex.BlockHash]kvindex.Scope{}, changed: make(chan struct{}), done: make(chan struct{}), tree: newTree(),
 		scopes: map[kvindex.BlockHash]*pb.Scope{}, scopeLimit: maxScopes,
 	}
 	w.Follow(&f.journal)
@@ -238,6 +240,9 @@ func (f *feed) Close() {
 	if f.pending != nil {
 		f.flush()
 		f.settle(true)
+	}
+	if !f.closed {
+		close(f.done)
 	}
 	f.closed = true
 	f.wake()

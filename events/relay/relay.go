@@ -110,7 +110,7 @@ func (r *Relay) Run(ctx context.Context, ln net.Listener) error {
 		select {
 		case f := <-r.opened:
 			for _, to := range r.cfg.ReportTo {
-				wg.Go(func() { r.report(reports, f, to) })
+				wg.Go(func() { r.reportAll(reports, f, to) })
 			}
 		case failed = <-served:
 			running = false

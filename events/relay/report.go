@@ -12,17 +12,17 @@ import (
 	pb "github.com/warmpath/warmpath/events/relay/cachestatepb"
 )
 
-// report tells one router of a publisher until everything is delivered after
-// its end, or ctx ends. A report that fails is made again on the next
+// report tells one router, found under name, of a publisher until everything is
+// delivered after its end, or ctx ends. A report that fails is made again on the next
 // connection, from where the router says that it stands; what has left the log
 // by then is made good by a snapshot.
-func (r *Relay) report(ctx context.Context, f *feed, to string) {
+func (r *Relay) report(ctx context.Context, f *feed, to, name string) {
 	pauses := &backoff.ExponentialBackOff{InitialInterval: r.cfg.BackoffMin, Multiplier: 2, MaxInterval: r.cfg.BackoffMax}
 	log := r.log.With("router", to, "rank", f.identity.Rank)
 	told := ""
 	for ctx.Err() == nil {
 		begun := time.Now()
-		err := r.session(ctx, f, to)
+		err := r.session(ctx, f, to, name)
 		if errors.Is(err, errDrained) {
 			return
 		}
@@ -44,6 +44,10 @@ func (r *Relay) report(ctx context.Context, f *feed, to string) {
 		}
 		wait.Stop()
 	}
+	if context.Cause(ctx) == errLeft {
+		log.Info("the router is reported to no more", "err", errLeft)
+		return
+	}
 	log.Warn("stopped before everything was reported")
 }
 
@@ -58,8 +62,8 @@ type reporter struct {
 }
 
 // session reports over one connection until it breaks.
-func (r *Relay) session(ctx context.Context, f *feed, to string) error {
-	conn, err := r.out.client(to, to)
+func (r *Relay) session(ctx context.Context, f *feed, to, name string) error {
+	conn, err := r.out.client(to, name)
 	if err != nil {
 		return err
 	}

@@ -131,7 +131,13 @@ func quickRouter() RouterConfig {
 // it listens.
 func startRelay(t *testing.T, cfg Config, hasher kvindex.Hasher) (address string) {
 	t.Helper()
-	r, err := New(cfg, hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), Network{})
+	return startRelayOn(t, cfg, hasher, Network{})
+}
+
+// startRelayOn is startRelay with another network.
+func startRelayOn(t *testing.T, cfg Config, hasher kvindex.Hasher, network Network) (address string) {
+	t.Helper()
+	r, err := New(cfg, hasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), rand.New(rand.NewPCG(1, 1)), network)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -429,7 +435,7 @@ func TestReport_ClosedFeedYieldsToItsSuccessor(t *testing.T) {
 	f.awaitExact(t)
 	old := r.feed(0)
 	before := old.head()
-	if err := r.session(t.Context(), old, address); !errors.Is(err, errDrained) {
+	if err := r.session(t.Context(), old, address, address); !errors.Is(err, errDrained) {
 		t.Errorf("the closed feed's session ended with %v, want that there is nothing more to tell", err)
 	}
 	if old.head() != before {
