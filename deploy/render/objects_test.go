@@ -405,3 +405,28 @@ func TestNotes(t *testing.T) {
 		}
 	}
 }
+
+// policy.earlyHealthChecks patches the router's cluster, and is nowhere else.
+func TestPolicy_EarlyHealthChecks(t *testing.T) {
+	for text, want := range map[string]bool{
+		"policy: {earlyHealthChecks: true}":                                                     true,
+		"{attach: original-dst, gateway: {listener: http}, policy: {earlyHealthChecks: true}}":  true,
+		"{attach: standalone, policy: {earlyHealthChecks: true}}":                               false,
+		"{attach: original-dst, gateway: {listener: http}, policy: {earlyHealthChecks: false}}": false,
+	} {
+		found := false
+		for _, o := range release(t, parseValues(t, text)) {
+			if o["kind"] != "EnvoyPatchPolicy" || o.at("metadata", "name") != "warmpath-health" {
+				continue
+			}
+			found = true
+			patch := object(o.at("spec", "jsonPatches", 0).(map[string]any))
+			if patch["name"] != "envoyextensionpolicy/default/warmpath/extproc/0" || patch.at("operation", "path") != "/health_checks/0/no_traffic_interval" || patch.at("operation", "value") != "1s" {
+				t.Errorf("%s: the patch is %v", text, patch)
+			}
+		}
+		if found != want {
+			t.Errorf("%s: patched %v, want %v", text, found, want)
+		}
+	}
+}

@@ -94,6 +94,7 @@ func TestValues_Hostile(t *testing.T) {
 		{"policy: {streamIdleTimeout: 1h}", []string{"'/policy/streamIdleTimeout'"}},
 		{"policy: {failOpen: null, retries: -1}", []string{"'/policy/retries'"}},
 		{"policy: {clientTrafficPolicy: false}", []string{"'/policy/clientTrafficPolicy'"}},
+		{"policy: {earlyHealthChecks: 1s}", []string{"'/policy/earlyHealthChecks'"}},
 		{"attach: inference-pool", []string{"tls.existingSecret: empty"}},
 		{"tls: {existingSecret: x}", []string{"tls.caConfigMap: empty"}},
 		{"tls: {clientCASecret: x}", []string{"tls.clientCASecret: set without tls.existingSecret"}},

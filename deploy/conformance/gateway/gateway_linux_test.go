@@ -126,6 +126,7 @@ func TestEnvoyGatewayAsController(t *testing.T) {
 		w.verdicts(t, "EnvoyPatchPolicy", "envoypatchpolicies", "warmpath", "Accepted", "Programmed")
 		w.configured(t, false)
 	})
+	t.Run("early health checks", func(t *testing.T) { w.early(t, c) })
 	// Late, because it waits for the end of Envoy's first minute.
 	t.Run("router frozen", func(t *testing.T) { w.frozen(t, p.began) })
 	t.Run("router comes and goes", func(t *testing.T) { w.withoutRouter(t) })
@@ -467,4 +468,22 @@ func (w *world) knows(t *testing.T, address string, want bool) error {
 		return fmt.Errorf("known to Envoy is %s: %v, want %v", address, got, want)
 	}
 	return nil
+}
+
+// early has the chart patch the router's cluster, so that Envoy checks a router
+// every second although it has sent it nothing yet.
+func (w *world) early(t *testing.T, c *cluster.Cluster) {
+	apply(t, c, render(t, "policy: {earlyHealthChecks: true}\n"))
+	w.verdicts(t, "EnvoyPatchPolicy", "envoypatchpolicies", "warmpath-health", "Accepted", "Programmed")
+	eventually(t, "Envoy is told", func() error {
+		x, err := stack.ReadXDS(bounded(t), w.EnvoyAdmin)
+		if err != nil {
+			return err
+		}
+		name, _ := stack.At(x.Processor, "grpc_service", "envoy_grpc", "cluster_name").(string)
+		if got := stack.At(x.Clusters[name], "health_checks", 0, "no_traffic_interval"); got != "1s" {
+			return fmt.Errorf("no_traffic_interval of cluster %s is %v", name, got)
+		}
+		return nil
+	})
 }
