@@ -1,10 +1,13 @@
 package faults
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"testing"
 	"time"
 
@@ -325,4 +328,44 @@ func TestPeers_AgainAndAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What routers tell each other has neither tokens nor text.
+func TestPeers_WireHasNoTokensAndNoText(t *testing.T) {
+	old := relayRig(t, routerConfig())
+	e := old.engine(server.Config{})
+	old.run(e)
+	const salt = "salt-of-a-tenant"
+	var prompt []int
+	for i := range 32 {
+		prompt = append(prompt, 70001+3*i)
+	}
+	for _, body := range []map[string]any{
+		{"model": "m", "prompt": prompt, "max_tokens": 1}, {"model": "ad", "prompt": prompt, "max_tokens": 1, "cache_salt": salt},
+	} {
+		b, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status := e.post("/v1/completions", string(b)); status != http.StatusOK {
+			t.Fatalf("status %d", status)
+		}
+	}
+	old.awaitEqual(e, kvindex.TrustExact)
+	w := tells(t, old.manager.Snapshot)
+	w.record()
+	next := startsFrom(t, 10*time.Second, w)
+	next.run(e)
+	if got := next.warmStart(); got.Resumed != 1 {
+		t.Fatalf("not resumed: %+v", got)
+	}
+	next.awaitEqual(e, kvindex.TrustExact)
+	wire := w.recorded()
+	if !bytes.Contains(wire, []byte(relay.Scheme)) {
+		t.Fatalf("the scheme is not in the %d bytes recorded: they are not what was sent", len(wire))
+	}
+	if bytes.Contains(wire, []byte(salt)) {
+		t.Error("the salt is on the wire")
+	}
+	noTokens(t, wire, prompt)
 }

@@ -460,20 +460,7 @@ func TestRelay_WireHasNoTokensAndNoText(t *testing.T) {
 			if bytes.Contains(wire, []byte(salt)) {
 				t.Error("the salt is on the wire")
 			}
-			for name, encode := range map[string]func([]byte, uint64) []byte{
-				"varint":        binary.AppendUvarint,
-				"little-endian": func(b []byte, v uint64) []byte { return binary.LittleEndian.AppendUint32(b, uint32(v)) },
-				"big-endian":    func(b []byte, v uint64) []byte { return binary.BigEndian.AppendUint32(b, uint32(v)) },
-				"msgpack":       func(b []byte, v uint64) []byte { return binary.BigEndian.AppendUint32(append(b, 0xce), uint32(v)) },
-				"64 bits":       binary.LittleEndian.AppendUint64,
-				"text":          func(b []byte, v uint64) []byte { return fmt.Appendf(b, "%d", v) },
-			} {
-				for i := range n - 1 {
-					if bytes.Contains(wire, encode(encode(nil, uint64(prompt[i])), uint64(prompt[i+1]))) {
-						t.Errorf("tokens %d and %d are on the wire, as %s", i, i+1, name)
-					}
-				}
-			}
+			noTokens(t, wire, prompt)
 			for _, b := range p.Blocks {
 				h, err := strconv.ParseUint(b.Hash, 10, 64)
 				if err != nil {
@@ -484,5 +471,25 @@ func TestRelay_WireHasNoTokensAndNoText(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// noTokens checks that a prompt's tokens are not on a wire in any encoding that
+// is in use.
+func noTokens(t *testing.T, wire []byte, prompt []int) {
+	t.Helper()
+	for name, encode := range map[string]func([]byte, uint64) []byte{
+		"varint":        binary.AppendUvarint,
+		"little-endian": func(b []byte, v uint64) []byte { return binary.LittleEndian.AppendUint32(b, uint32(v)) },
+		"big-endian":    func(b []byte, v uint64) []byte { return binary.BigEndian.AppendUint32(b, uint32(v)) },
+		"msgpack":       func(b []byte, v uint64) []byte { return binary.BigEndian.AppendUint32(append(b, 0xce), uint32(v)) },
+		"64 bits":       binary.LittleEndian.AppendUint64,
+		"text":          func(b []byte, v uint64) []byte { return fmt.Appendf(b, "%d", v) },
+	} {
+		for i := range len(prompt) - 1 {
+			if bytes.Contains(wire, encode(encode(nil, uint64(prompt[i])), uint64(prompt[i+1]))) {
+				t.Errorf("tokens %d and %d are on the wire, as %s", i, i+1, name)
+			}
+		}
 	}
 }
