@@ -289,11 +289,14 @@ func capacities(groups []*group) ([]section, error) {
 			if m.name != "token_hit" {
 				continue
 			}
+			heading := fmt.Sprintf("%s, %d endpoints: hits against cache size", p.workload, p.endpoints)
+			if len(out) == 0 || out[len(out)-1].Heading != heading {
+				out = append(out, section{Heading: heading, Keys: keys(g.strategies())})
+			}
+			last := &out[len(out)-1]
 			var curves []curve
-			for _, name := range g.strategies() {
-				if len(curves) < most {
-					curves = append(curves, newCurve(name, sizes, func(size float64) *sim.Cell { return g.cell(name, size) }, m))
-				}
+			for _, k := range last.Keys { // not by this load's order: colours are the section's
+				curves = append(curves, newCurve(k.Name, sizes, func(size float64) *sim.Cell { return g.cell(k.Name, size) }, m))
 			}
 			ceiling := curve{name: "ceiling: one pooled LRU cache", reference: true}
 			for _, size := range sizes {
@@ -305,11 +308,6 @@ func capacities(groups []*group) ([]section, error) {
 			if err != nil {
 				return nil, err
 			}
-			heading := fmt.Sprintf("%s, %d endpoints: hits against cache size", p.workload, p.endpoints)
-			if len(out) == 0 || out[len(out)-1].Heading != heading {
-				out = append(out, section{Heading: heading, Keys: keys(g.strategies())})
-			}
-			last := &out[len(out)-1]
 			last.Drawings = append(last.Drawings, svg)
 		}
 	}

@@ -53,6 +53,8 @@ func colors() []color.NRGBA {
 func lines(title, x string, m metric, curves []curve) (template.HTML, error) {
 	p := plot.New()
 	y := m.label
+	// Where there is nothing above 0 a logarithmic axis has no range.
+	m.logarithmic = m.logarithmic && slices.ContainsFunc(curves, func(c curve) bool { return len(c.y) > 0 && slices.Max(c.y) > 0 })
 	if m.logarithmic {
 		y += " (logarithmic)"
 	}

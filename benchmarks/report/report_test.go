@@ -9,6 +9,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -232,5 +234,52 @@ func TestGroup_Strategies(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{"prefix-cache", "a", "b", "c"}, g.strategies()); d != "" {
 		t.Error(d)
+	}
+}
+
+// A strategy has its colour in all drawings of a section, whichever is best
+// there.
+func TestCapacities_Colors(t *testing.T) {
+	var cells []sim.Cell
+	for _, load := range []float64{0.5, 0.9} {
+		for _, capacity := range []float64{1, 2} {
+			for i, name := range []string{"a", "b"} {
+				high := (i == 0) == (load == 0.5) // a is the better at the first load only
+				c := sim.Cell{Workload: "w", Strategy: name, Endpoints: 2, Load: load, CeilingHit: 1}
+				c.Capacity, c.Setting = capacity, fmt.Sprint(capacity)
+				c.MeanTTFT.Mean, c.TokenHit.Mean = 2, 0.1
+				if high {
+					c.MeanTTFT.Mean, c.TokenHit.Mean = 1, 0.9
+				}
+				cells = append(cells, c)
+			}
+		}
+	}
+	doc, err := newDocument("t", 2, cells)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := doc.Sections[len(doc.Sections)-1]
+	if len(s.Drawings) != 2 || len(s.Keys) != 2 || s.Keys[0].Name != "a" {
+		t.Fatalf("%d drawings, keys %v", len(s.Drawings), s.Keys)
+	}
+	// height of a strategy's line: SVGs of the library grow upwards.
+	height := func(drawing int, k legend) float64 {
+		line := regexp.MustCompile(`<path d="M[0-9.]+,([0-9.]+)L[^"]*"\s+style="[^"]*stroke:` + strings.ToUpper(k.Color) + `[^"]*stroke-width`)
+		found := line.FindStringSubmatch(string(s.Drawings[drawing]))
+		if found == nil {
+			t.Fatalf("no line in %s: %.3000s", k.Color, s.Drawings[drawing])
+		}
+		y, err := strconv.ParseFloat(found[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return y
+	}
+	if a, b := height(0, s.Keys[0]), height(0, s.Keys[1]); a <= b {
+		t.Errorf("at the first load a is drawn at %v and b at %v", a, b)
+	}
+	if a, b := height(1, s.Keys[0]), height(1, s.Keys[1]); a >= b {
+		t.Errorf("at the second load a is drawn at %v and b at %v", a, b)
 	}
 }
