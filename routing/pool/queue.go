@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -78,8 +77,10 @@ func (l *Load) demand(s *State, stay float64) {
 const maxBacklog = 3600
 
 // last returns how many tokens the engine has to compute for those n of its
-// requests that were sent last. Requests of other routers count as much as the
-// mean of this one's; if it has none there, it cannot tell, unless n is 0.
+// requests that were sent last. Where some are of other routers, nobody knows
+// whose the last are: by the share of this router's, they are taken to be its
+// last ones, scaled up, and else as large as the mean of its own. If it has none
+// there, it cannot tell, unless n is 0.
 func (q *queue) last(l *Load, n float64) (tokens float64, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -87,9 +88,14 @@ func (q *queue) last(l *Load, n float64) (tokens float64, ok bool) {
 		return 0, n == 0
 	}
 	share := min(1, float64(len(q.work))/max(1, l.Running+l.Waiting))
-	own := min(len(q.work), int(math.Round(n*share)))
-	for _, w := range q.work[len(q.work)-own:] {
-		tokens += float64(w.tokens)
+	// A part of a request counts as that of its tokens: a quarter is not none.
+	own, all := min(float64(len(q.work)), n*share), 0.0
+	for i := len(q.work) - 1; i >= 0; i-- {
+		w := float64(q.work[i].tokens)
+		tokens += min(own, 1) * w
+		own = max(0, own-1)
+		all += w
 	}
-	return tokens / share, true
+	// share × tokens/share + (1−share) × n × mean
+	return tokens + (1-share)*n*all/float64(len(q.work)), true
 }

@@ -112,14 +112,14 @@ func TestMeter_TellsTheBacklogByWhoWaits(t *testing.T) {
 	if l.Unanswered != 2 {
 		t.Errorf("%v wait for their first token, want 2", l.Unanswered)
 	}
-	if got := s.Backlog(at); got != 3*time.Second {
+	if got := s.Backlog(at).Round(time.Millisecond); got != 3*time.Second {
 		t.Errorf("backlog %v, want the 3000 tokens of the two sent last", got)
 	}
-	// As many more of another router, which are taken to be alike.
-	// Four of eight wait, half of them ours.
+	// As many more of another router. Four of eight wait: half of what counts is
+	// two of ours, scaled up to four, and half is four times the mean of ours, 1875.
 	read(vllmSays(6, 2, 17, 19, 10_000, 2000, 8))
-	if got := s.Backlog(at); got != 6*time.Second {
-		t.Errorf("backlog %v, want 3000 tokens of ours and as many of others", got)
+	if got := s.Backlog(at); got != 6750*time.Millisecond {
+		t.Errorf("backlog %v, want the mean of 6000 and 7500 tokens", got)
 	}
 	s.Return(2)
 	l = read(vllmSays(2, 1, 19, 19, 10_000, 2000, 8))
@@ -133,5 +133,28 @@ func TestMeter_TellsTheBacklogByWhoWaits(t *testing.T) {
 	read(vllmSays(0, 0, 22, 20, 10_000, 2000, 8))
 	if got := s.Backlog(at); got != 0 {
 		t.Errorf("an idle engine has a backlog of %v", got)
+	}
+}
+
+// Of two routers that have one request each on an engine, nobody knows whose it
+// is that waits: it is not nobody's.
+func TestMeter_CountsAPartOfARequest(t *testing.T) {
+	at := time.Unix(1000, 0)
+	var s State
+	m := NewMeter(time.Minute)
+	for _, text := range [][]byte{vllmSays(0, 0, 0, 0, 0, 0, 0), vllmSays(0, 0, 10, 10, 10_000, 0, 10)} {
+		at = at.Add(time.Second)
+		if _, err := m.Read(at, text, &s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Reserve(3000)
+	s.Send(1, 3000)
+	at = at.Add(time.Second)
+	if _, err := m.Read(at, vllmSays(4, 0, 10, 13, 10_000, 0, 10), &s); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Backlog(at).Round(time.Millisecond); got != 3*time.Second {
+		t.Errorf("backlog %v, want 3 s: one of four waits, and ours takes that long", got)
 	}
 }
