@@ -88,7 +88,7 @@ test-deploy: export WARMPATH_TEST_ENVOY := $(ENVOY)
 test-deploy: export WARMPATH_TEST_ENVOY_GATEWAY := $(ENVOY_GATEWAY)
 test-deploy: apiserver envoy gateway ## test against a real Kubernetes API server and Envoy Gateway, built on first use
 	@echo '== tests through Envoy Gateway'
-	$(GO) test -shuffle=on -timeout 10m -run Gateway ./benchmarks/stack
+	$(GO) test -shuffle=on -timeout 20m -run Gateway ./benchmarks/stack
 	@echo '== tests against a Kubernetes API server'
 	$(GO) -C $(CONFORMANCE) test -count=1 -shuffle=on -timeout 15m ./...
 
