@@ -36,11 +36,50 @@ type ExportedBlock struct {
 // several names, copies on a tier, blocks that wait for their parent, or a
 // chain whose beginning is not known. It belongs to the Writer's goroutine.
 func (w *Writer) Export(isRoot func(BlockHash) bool) (e Export, ok bool) {
-	ix := w.ix
-	ix.world.Lock()
-	defer ix.world.Unlock()
-	if w.once || w.evicted || len(w.several) > 0 || len(w.copies) > 0 || w.orphans.any() {
+	all, ok := w.exportSegments(&e)
+	if !ok {
 		return e, false
+	}
+	runs := make(map[BlockHash][][]ExportedBlock, len(all)) // of one segment each, by the hash before
+	n := 0
+	for _, blocks := range all {
+		runs[blocks[0].Parent] = append(runs[blocks[0].Parent], blocks)
+		n += len(blocks)
+	}
+	// From the roots on, so that parents come first.
+	var queue []BlockHash
+	for before := range runs {
+		if isRoot(before) {
+			queue = append(queue, before)
+		}
+	}
+	e.Blocks = make([]ExportedBlock, 0, n)
+	for len(queue) > 0 {
+		before := queue[0]
+		queue = queue[1:]
+		segments := runs[before]
+		delete(runs, before)
+		for _, blocks := range segments {
+			for _, b := range blocks {
+				b.Root = isRoot(b.Parent)
+				e.Blocks = append(e.Blocks, b)
+				if _, more := runs[b.Block]; more {
+					queue = append(queue, b.Block)
+				}
+			}
+		}
+	}
+	return e, len(runs) == 0
+}
+
+// exportSegments returns the blocks of each segment that has any, and the
+// groups. It is the part of an export in which the index stands still, and all
+// writers and predictions wait.
+func (w *Writer) exportSegments(e *Export) (all [][]ExportedBlock, ok bool) {
+	w.ix.world.Lock()
+	defer w.ix.world.Unlock()
+	if w.once || w.evicted || len(w.several) > 0 || len(w.copies) > 0 || w.orphans.any() {
+		return nil, false
 	}
 	w.tidySegments()
 	e.Groups = slices.Clone(w.groups)
@@ -50,33 +89,13 @@ func (w *Writer) Export(isRoot func(BlockHash) bool) (e Export, ok bool) {
 			own[ref] = w.own.names[i]
 		}
 	}
-	runs := map[BlockHash][]ExportedBlock{} // of one segment each, by the hash before
+	all = make([][]ExportedBlock, 0, len(w.segs))
 	for _, id := range w.segs {
 		if blocks := w.exportSegment(id, own); len(blocks) > 0 {
-			runs[blocks[0].Parent] = append(runs[blocks[0].Parent], blocks...)
+			all = append(all, blocks)
 		}
 	}
-	// From the roots on, so that parents come first.
-	var queue []BlockHash
-	for before := range runs {
-		if isRoot(before) {
-			queue = append(queue, before)
-		}
-	}
-	for len(queue) > 0 {
-		before := queue[0]
-		queue = queue[1:]
-		blocks := runs[before]
-		delete(runs, before)
-		for _, b := range blocks {
-			b.Root = isRoot(b.Parent)
-			e.Blocks = append(e.Blocks, b)
-			if _, more := runs[b.Block]; more {
-				queue = append(queue, b.Block)
-			}
-		}
-	}
-	return e, len(runs) == 0
+	return all, true
 }
 
 // exportSegment returns the blocks of a segment that stands still up to the
@@ -92,8 +111,17 @@ func (w *Writer) exportSegment(id uint32, own map[uint32]EngineHash) (blocks []E
 	if o, ok := w.ix.entry(h, w.key|kindOwn); ok {
 		mine = *o.second
 	}
+	var places [32]uint64 // by bit of ExportedBlock.Held
+	var used uint32
+	w.kinds(h, func(k key, held *uint64) {
+		place := k.group()*NumTiers + int(k.tier())
+		places[place] |= *held
+		used |= 1 << place
+	})
 	before := BlockHash(h[hParent])
-	for i := range bits.Len64(named | mine | w.heldAny(h)) {
+	n := bits.Len64(named | mine | w.heldAny(h))
+	blocks = make([]ExportedBlock, 0, n)
+	for i := range n {
 		b := ExportedBlock{Block: BlockHash(hashes[i]), Parent: before}
 		switch bit := uint64(1) << i; {
 		case named&bit != 0:
@@ -101,7 +129,10 @@ func (w *Writer) exportSegment(id uint32, own map[uint32]EngineHash) (blocks []E
 		case mine&bit != 0:
 			b.Name, b.Named = own[makeRef(id, i)], true
 		}
-		w.kinds(h, func(k key, held *uint64) { b.Held |= uint32(*held>>i&1) << (k.group()*NumTiers + int(k.tier())) })
+		for rest := used; rest != 0; rest &= rest - 1 {
+			place := bits.TrailingZeros32(rest)
+			b.Held |= uint32(places[place]>>i&1) << place
+		}
 		if w.spared(id, 1<<i) != 0 {
 			b.Spares = make([]uint8, len(w.groups))
 			for g := range b.Spares {
