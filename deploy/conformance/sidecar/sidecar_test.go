@@ -63,8 +63,10 @@ func (w *world) template(t *testing.T, name string, set ...string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-C", "../../render", "tool", "helm", "template", "warmpath", "../chart", "-f", "../chart/examples/relay.yaml",
-		"--namespace", w.namespace, "--kube-version", version.GitVersion, "-s", "templates/" + name}
+	args := []string{
+		"-C", "../../render", "tool", "helm", "template", "warmpath", "../chart", "-f", "../chart/examples/relay.yaml",
+		"--namespace", w.namespace, "--kube-version", version.GitVersion, "-s", "templates/" + name,
+	}
 	for _, s := range set {
 		args = append(args, "--set", s)
 	}
