@@ -27,6 +27,7 @@ type options struct {
 	seeds, workers, requests, ahead               int
 	restart                                       time.Duration
 	slow                                          float64
+	warmup                                        int
 	first                                         uint64
 	wire, detail, json, dryRun, list              bool
 }
@@ -57,6 +58,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.BoolVar(&o.detail, "detail", false, "measure who waited where and what decisions cost, for report")
 	fs.StringVar(&o.set, "set", "", "constants of prefix-cache, as release=1s,eviction_price=2")
 	fs.IntVar(&o.requests, "requests", 0, "use only the first requests of the workload; 0: all")
+	fs.IntVar(&o.warmup, "warmup", 0, "requests at the beginning that fill the caches and are not measured")
 	fs.IntVar(&o.workers, "workers", 0, "runs side by side; 0: one for each core. Results do not depend on it")
 	fs.BoolVar(&o.json, "json", false, "print JSON")
 	fs.StringVar(&o.out, "out", "", "write JSON to this file as well")
@@ -160,7 +162,7 @@ func (o *options) plan() (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	base := Scenario{Restart: o.restart, Slow: o.slow, Wire: o.wire, Detail: o.detail, Ahead: o.ahead}
+	base := Scenario{Restart: o.restart, Slow: o.slow, Warmup: o.warmup, Wire: o.wire, Detail: o.detail, Ahead: o.ahead}
 	if base.Profile, err = engine.ProfileByName(o.profile); err != nil {
 		return Plan{}, fmt.Errorf("--profile: %w", err)
 	}

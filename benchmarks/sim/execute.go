@@ -108,7 +108,7 @@ func (x *execution) refer(it *Item, ref *reference, seed int) (Reference, error)
 		return Reference{}, err
 	}
 	_, order := t.Arrivals(speed, x.seed(seed))
-	ceiling := workload.ReuseOf(t.Workload, order).Hit(it.Endpoints * max(it.Blocks(), it.hostBlocks()))
+	ceiling := workload.ReuseOf(t.Workload, order, it.Warmup).Hit(it.Endpoints * max(it.Blocks(), it.hostBlocks()))
 	return Reference{ceiling, o}, nil
 }
 

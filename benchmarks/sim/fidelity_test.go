@@ -107,7 +107,7 @@ func TestSimulate_LRUCurve(t *testing.T) {
 	for _, preset := range []string{"chat", "agentic", "tools"} {
 		w := generate(t, preset, 300, 1)
 		_, order := w.Arrivals(1e-3, 1)
-		reuse := workload.ReuseOf(w, order)
+		reuse := workload.ReuseOf(w, order, 0)
 		for _, capacity := range []float64{0.5, 1, 4} {
 			s := Scenario{Strategy: "lmetric", Endpoints: 1, Speed: 1e-3, Capacity: capacity}.WithDefaults()
 			got, want := simulate(t, s, w, 1).TokenHit, reuse.Hit(s.Blocks())

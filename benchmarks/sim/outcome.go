@@ -3,7 +3,9 @@ package sim
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
+	"time"
 
 	"github.com/warmpath/warmpath/benchmarks/workload"
 )
@@ -29,7 +31,7 @@ type Outcome struct {
 	// of [RegretLabels], if the scenario asks for detail.
 	Waiting [][]float64
 	Regrets []int
-	// Requests ended, Refused never fitted, Crashes happened.
+	// Requests ended that were measured, Refused never fitted, Crashes happened.
 	Requests, Refused, Crashes int
 	// Preempted counts the sequences that engines threw back to their queues.
 	Preempted int
@@ -62,6 +64,13 @@ func (r *run) outcome() *Outcome {
 	var sum, tpot float64
 	var several int
 	var prompt, cached, over, under int
+	var from time.Duration
+	switch {
+	case r.Warmup >= len(r.arrivals):
+		from = math.MaxInt64
+	case r.Warmup > 0:
+		from = r.arrivals[r.Warmup]
+	}
 	for i := range r.requests {
 		q, w := &r.requests[i], &r.Requests[i]
 		if q.state == refused {
@@ -69,6 +78,9 @@ func (r *run) outcome() *Outcome {
 			continue
 		}
 		o.Served[q.endpoint]++
+		if q.arrived < from {
+			continue
+		}
 		t := (q.first - q.arrived).Seconds()
 		ttft = append(ttft, t)
 		sum += t

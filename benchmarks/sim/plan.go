@@ -138,6 +138,7 @@ func (s *Scenario) setting() string {
 	note(s.Loss != 0 && !s.Replay, "no replay")
 	note(s.Replicas != 1, "replicas %d", s.Replicas)
 	note(s.Restart != 0, "restart %v", s.Restart)
+	note(s.Warmup != 0, "warmup %d", s.Warmup)
 	note(s.Slow != 0, "slow %v", s.Slow)
 	note(s.Wire, "wire")
 	note(s.Strategy == clairvoyantName && s.Ahead != defaultAhead, "ahead %d", s.Ahead)

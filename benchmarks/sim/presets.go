@@ -37,7 +37,7 @@ func presets() []preset {
 		},
 		{
 			"shared-prefix", "llm-d's 73 % set-up on eight 32B endpoints, ten seeds",
-			[]string{"--workload", "shared-prefix", "--profile", "32b", "--load", "0.7,0.9", "--seeds", "10", "--strategies", compared},
+			[]string{"--workload", "shared-prefix", "--profile", "32b", "--load", "0.7,0.9", "--seeds", "10", "--requests", "10000", "--warmup", "2000", "--strategies", compared},
 		},
 		{
 			"generated", "all generated workloads at 0.7 and 0.9 of the knee",

@@ -36,6 +36,9 @@ type Scenario struct {
 	// its requests are sent again, and it is back with an empty cache after
 	// [downtime]. 0: none does.
 	Restart time.Duration
+	// Warmup is how many requests come before the measured ones: they fill the
+	// caches, and no figure but the endpoints' work counts them.
+	Warmup int
 	// Slow is the share of endpoints that take twice as long for everything.
 	Slow float64
 	// Wire has events encoded as engines send them and decoded by the
@@ -111,6 +114,7 @@ func (s Scenario) Validate() error {
 	within("loss", s.Loss, 0, 1)
 	within("replicas", float64(s.Replicas), 1, 64)
 	within("restart", s.Restart.Seconds(), 0, 1e6)
+	within("warmup", float64(s.Warmup), 0, 1e9)
 	within("slow", s.Slow, 0, 1)
 	within("ahead", float64(s.Ahead), 1, 1024)
 	if s.Wire && s.Strategy == clairvoyantName {

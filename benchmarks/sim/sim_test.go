@@ -89,6 +89,29 @@ func TestSimulate_Wire(t *testing.T) {
 	}
 }
 
+// TestSimulate_Warmup demands that requests of the warm-up run and do not count:
+// the same run is measured over fewer requests, whose hits are more.
+func TestSimulate_Warmup(t *testing.T) {
+	w := generate(t, "shared-prefix", 400, 1)
+	s := Scenario{Strategy: "prefix-cache", Endpoints: 3, Speed: 0.2}
+	cold := simulate(t, s, w, 1)
+	s.Warmup = 150
+	warm := simulate(t, s, w, 1)
+	if cold.Requests != 400 || warm.Requests != 250 {
+		t.Errorf("%d and %d requests are measured, want 400 and 250", cold.Requests, warm.Requests)
+	}
+	if d := cmp.Diff(cold.Prefill, warm.Prefill); d != "" || cold.Span != warm.Span {
+		t.Errorf("the warm-up changes the run itself: %s", d)
+	}
+	if warm.TokenHit < cold.TokenHit+0.05 || warm.MeanTTFT > cold.MeanTTFT {
+		t.Errorf("warm: hit %v, TTFT %v s; cold: %v, %v s", warm.TokenHit, warm.MeanTTFT, cold.TokenHit, cold.MeanTTFT)
+	}
+	s.Warmup = 400
+	if o := simulate(t, s, w, 1); o.Requests != 0 {
+		t.Errorf("%d requests are measured behind a warm-up as long as the workload", o.Requests)
+	}
+}
+
 // TestSimulate_Conserves demands that every request ends once, and every
 // prompt token is either found in the cache or computed, or lost in a crash.
 func TestSimulate_Conserves(t *testing.T) {

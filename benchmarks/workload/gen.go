@@ -109,7 +109,7 @@ func describe(out io.Writer, w *Workload) error {
 	delete(sessions, "")
 	delete(adapters, "")
 	n := float64(len(w.Requests))
-	reuse := ReuseOf(w, nil)
+	reuse := ReuseOf(w, nil, 0)
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "workload\t%s\n", w.Name)
 	fmt.Fprintf(t, "sha256\t%s\n", w.SHA256)

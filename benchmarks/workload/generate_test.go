@@ -146,7 +146,7 @@ func TestPresets(t *testing.T) {
 		if got := output / n; math.Abs(got-c.output) > 0.1*c.output {
 			t.Errorf("%s: answers of %.0f tokens, want %.0f", c.name, got, c.output)
 		}
-		if got := ReuseOf(w, nil).Unbounded(); math.Abs(got-c.hit) > 0.05 {
+		if got := ReuseOf(w, nil, 0).Unbounded(); math.Abs(got-c.hit) > 0.05 {
 			t.Errorf("%s: finds %.3f, want %.3f", c.name, got, c.hit)
 		}
 		if got := n / w.Span().Seconds(); math.Abs(got-spec.Rate) > 0.25*spec.Rate {

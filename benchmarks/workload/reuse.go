@@ -24,14 +24,14 @@ type reusePoint struct {
 // used, for every capacity at once, by stack distance (Mattson et al.,
 // "Evaluation techniques for storage hierarchies", IBM Systems Journal 9:2,
 // 1970). order, as of [Workload.Arrivals], is that of the requests; nil is the
-// recorded one. A prompt finds a block only with all blocks before it; its last
+// recorded one. The first warmup requests fill the cache and do not count. A prompt finds a block only with all blocks before it; its last
 // blocks are forgotten first. What answers fill is in the cache, whether later
 // prompts contain it or not. Adapters share no blocks.
 //
 // That is a practical ceiling for any number of caches as large together: it
 // holds nothing twice, and nothing in the wrong place. It is no bound, for least
 // recently used is not the best rule, only the usual one.
-func ReuseOf(w *Workload, order []int) Reuse {
+func ReuseOf(w *Workload, order []int, warmup int) Reuse {
 	refs := 0
 	for i := range w.Requests {
 		r := &w.Requests[i]
@@ -46,7 +46,9 @@ func ReuseOf(w *Workload, order []int) Reuse {
 			i = order[n]
 		}
 		r := &w.Requests[i]
-		out.Tokens += r.InputTokens
+		if n >= warmup {
+			out.Tokens += r.InputTokens
+		}
 		whole := r.Blocks[:r.WholeBlocks()]
 		// The last token is always computed, so a prompt of whole blocks would
 		// find its last one in vain.
@@ -58,7 +60,9 @@ func ReuseOf(w *Workload, order []int) Reuse {
 			// Whoever touches a block touches those before it right after, so
 			// depths grow along a prompt, and a block that a cache still has is
 			// not alone.
-			found[depth] += BlockTokens
+			if n >= warmup {
+				found[depth] += BlockTokens
+			}
 		}
 		out.Blocks += c.fill(r.answerBlocks())
 		for _, id := range slices.Backward(r.OutputBlocks) {

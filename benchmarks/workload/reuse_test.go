@@ -10,7 +10,7 @@ import (
 
 // cacheHits is the dumb way: a list, the most recently used block first, cut
 // at the capacity.
-func cacheHits(w *Workload, order []int, capacity int) int {
+func cacheHits(w *Workload, order []int, capacity, warmup int) int {
 	type name struct {
 		id      uint64
 		adapter string
@@ -23,14 +23,16 @@ func cacheHits(w *Workload, order []int, capacity int) int {
 		list = slices.Insert(list, 0, b)
 	}
 	tokens, answers := 0, uint64(1<<50)
-	for _, i := range order {
+	for at, i := range order {
 		r := &w.Requests[i]
 		held := list[:min(len(list), capacity)]
 		for j, b := range r.Blocks[:r.WholeBlocks()] {
 			if !slices.Contains(held, name{b, r.Adapter}) || (j+1)*BlockTokens == r.InputTokens {
 				break
 			}
-			tokens += BlockTokens
+			if at >= warmup {
+				tokens += BlockTokens
+			}
 		}
 		for n := r.WholeBlocks() + len(r.OutputBlocks); n < (r.InputTokens+r.OutputTokens-1)/BlockTokens; n++ {
 			answers++
@@ -49,7 +51,6 @@ func cacheHits(w *Workload, order []int, capacity int) int {
 func TestReuseOf_Model(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := &Workload{}
-		total := 0
 		for range rapid.IntRange(1, 30).Draw(t, "requests") {
 			// Blocks of a tree, so that equal names have equal histories.
 			blocks := []uint64{uint64(rapid.IntRange(1, 3).Draw(t, "root"))}
@@ -63,13 +64,16 @@ func TestReuseOf_Model(t *testing.T) {
 				r.InputTokens++
 				r.Blocks = append(slices.Clone(r.Blocks), 1<<40)
 			}
-			total += r.InputTokens
 			w.Requests = append(w.Requests, r)
 		}
 		order := rapid.Permutation(first(len(w.Requests))).Draw(t, "order")
-		reuse := ReuseOf(w, order)
+		warmup, total := rapid.IntRange(0, len(w.Requests)).Draw(t, "warmup"), 0
+		for _, i := range order[warmup:] {
+			total += w.Requests[i].InputTokens
+		}
+		reuse := ReuseOf(w, order, warmup)
 		for capacity := range reuse.Blocks + 2 {
-			want := float64(cacheHits(w, order, capacity)) / float64(total)
+			want := float64(cacheHits(w, order, capacity, warmup)) / float64(max(1, total))
 			if got := reuse.Hit(capacity); math.Abs(got-want) > 1e-12 {
 				t.Fatalf("%d blocks find %v, want %v", capacity, got, want)
 			}
@@ -77,7 +81,7 @@ func TestReuseOf_Model(t *testing.T) {
 		if reuse.Unbounded() != reuse.Hit(math.MaxInt) {
 			t.Fatal("a cache of all blocks is not unbounded")
 		}
-		if recorded := ReuseOf(w, nil); recorded.Hit(7) != ReuseOf(w, first(len(w.Requests))).Hit(7) {
+		if recorded := ReuseOf(w, nil, 0); recorded.Hit(7) != ReuseOf(w, first(len(w.Requests)), 0).Hit(7) {
 			t.Fatal("no order is not that of the workload")
 		}
 	})
