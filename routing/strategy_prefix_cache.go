@@ -12,8 +12,9 @@ package routing
 //	             until the engine's cache has room for the prompt: (tokens that
 //	             running requests hold + those that waiting ones and this one
 //	             need − full) × mean time of a request ÷ full, full being 0.9 ×
-//	             capacity; where the engine does not say what it holds, waiting
-//	             requests × mean time of a request ÷ running ones
+//	             capacity. Where the engine says neither what it holds nor who waits
+//	             for a first token: waiting requests × mean time of a request ÷
+//	             running ones
 //	+ requests   (own requests in flight + those of others that the engine
 //	             reports) × price of a request
 //	+ prefill    uncached prompt tokens ÷ prefill rate × (1 + pressure)

@@ -75,6 +75,9 @@ func (c *clairvoyant) choose(_ time.Time, i int) (int, int, error) {
 			best, least = e, sum
 		}
 	}
+	if best < 0 {
+		return 0, 0, errAllDown
+	}
 	for _, n := range c.prompt(i) {
 		c.coming[best][n]++
 	}

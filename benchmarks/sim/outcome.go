@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -65,10 +64,7 @@ func (r *run) outcome() *Outcome {
 	var several int
 	var prompt, cached, over, under int
 	var from time.Duration
-	switch {
-	case r.Warmup >= len(r.arrivals):
-		from = math.MaxInt64
-	case r.Warmup > 0:
+	if r.Warmup > 0 {
 		from = r.arrivals[r.Warmup]
 	}
 	for i := range r.requests {

@@ -115,6 +115,9 @@ func (p *peer) choose(now time.Time, i int) (int, int, error) {
 			best = j
 		}
 	}
+	if best < 0 {
+		return 0, 0, errAllDown
+	}
 	v := &p.views[best]
 	p.turn++
 	f := flight{best, w.InputTokens - v.matched, len(w.Blocks), p.turn}

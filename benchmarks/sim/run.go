@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -79,6 +80,9 @@ type chooser interface {
 	absent(now time.Time, down []bool)
 }
 
+// errAllDown is returned by choosers that have nowhere to send a request.
+var errAllDown = errors.New("every endpoint is down: they crash sooner than they come back; use a longer restart, or more endpoints")
+
 func (r *run) time() time.Time { return epoch.Add(r.now) }
 
 // newRun prepares a run. The scenario is valid and has its defaults.
@@ -89,6 +93,9 @@ func newRun(s Scenario, t *traffic, seed uint64) (*run, error) {
 	}
 	if r.Strategy == twin {
 		r.Lag, r.Loss = 0, 0
+	}
+	if s.Warmup > 0 && s.Warmup >= len(t.Requests) {
+		return nil, fmt.Errorf("warmup: %d leaves nothing to measure of %d requests; use fewer", s.Warmup, len(t.Requests))
 	}
 	r.arrivals, r.order = t.Arrivals(s.Speed, seed)
 	for i := range r.endpoints {

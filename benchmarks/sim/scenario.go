@@ -37,7 +37,8 @@ type Scenario struct {
 	// [downtime]. 0: none does.
 	Restart time.Duration
 	// Warmup is how many requests come before the measured ones: they fill the
-	// caches, and no figure but the endpoints' work counts them.
+	// caches. Times and shares of requests do not count them; what is told of
+	// endpoints, and [Detail], does.
 	Warmup int
 	// Slow is the share of endpoints that take twice as long for everything.
 	Slow float64

@@ -3,6 +3,7 @@ package sim
 import (
 	"bytes"
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,8 +108,8 @@ func TestSimulate_Warmup(t *testing.T) {
 		t.Errorf("warm: hit %v, TTFT %v s; cold: %v, %v s", warm.TokenHit, warm.MeanTTFT, cold.TokenHit, cold.MeanTTFT)
 	}
 	s.Warmup = 400
-	if o := simulate(t, s, w, 1); o.Requests != 0 {
-		t.Errorf("%d requests are measured behind a warm-up as long as the workload", o.Requests)
+	if _, err := Simulate(context.Background(), s, w, 1); err == nil || !strings.Contains(err.Error(), "warmup: 400 ") {
+		t.Errorf("a warm-up as long as the workload: %v", err)
 	}
 }
 
@@ -132,6 +133,17 @@ func TestSimulate_Conserves(t *testing.T) {
 		cached := int(o.TokenHit*float64(prompt) + 0.5)
 		if o.Preempted == 0 && computed+cached != prompt {
 			t.Errorf("%s: %d tokens computed and %d cached, of %d", strategy, computed, cached, prompt)
+		}
+	}
+}
+
+// Where every endpoint is down there is an error, whatever chooses.
+func TestSimulate_AllDown(t *testing.T) {
+	w := generate(t, "chat", 400, 1)
+	for _, strategy := range []string{"prefix-cache", "lmetric", clairvoyantName} {
+		s := Scenario{Strategy: strategy, Endpoints: 2, Restart: 2 * time.Second}
+		if _, err := Simulate(context.Background(), s, w, 1); err == nil {
+			t.Errorf("%s: no error with no endpoint", strategy)
 		}
 	}
 }

@@ -53,8 +53,10 @@ type Load struct {
 	// InFlight is how many requests this router had in flight there at At.
 	InFlight int64
 	// PrefillRate is how many uncached prompt tokens the engine computes in a
-	// second of prefill.
+	// second of prefill, RateLent whether that is the mean of others of its model,
+	// for its own is not learned.
 	PrefillRate float64
+	RateLent    bool
 	// Capacity is the size of the KV cache in tokens.
 	Capacity float64
 	// Computed is how many tokens the engine has computed and kept since it
@@ -63,7 +65,7 @@ type Load struct {
 	// KVUsage is the share of KV-cache blocks that running requests use, 0 to 1.
 	KVUsage float64
 	// Demand is how many tokens of the KV cache running requests hold and waiting
-	// ones need, Placed what [State.Placed] was then. A full cache gives way to
+	// ones need beyond what is cached, Placed what [State.Placed] was then. A full cache gives way to
 	// others in StaySeconds, the mean time that a request runs.
 	Demand      float64
 	Placed      int64
@@ -118,6 +120,10 @@ const (
 	learnWindow  = 5.0
 	learnScrapes = 5.0
 	rateWindow   = 600.0
+	// leastQueued is for how many seconds prompts must have waited before what
+	// was computed meanwhile tells a rate: a second that began with half a prompt
+	// tells half of it, and such a rate sends requests elsewhere for long.
+	leastQueued = 10.0
 )
 
 // learn moves old towards sample by the weight of n of window measurements.
@@ -207,7 +213,7 @@ func (l *Load) learn(s, before *sample, old *Load, dt float64) {
 	l.Has |= old.Has & kept
 	l.PromptRate, l.GenerationRate, l.PrefillRate, l.StepSeconds = old.PromptRate, old.GenerationRate, old.PrefillRate, old.StepSeconds
 	l.QueueSeconds, l.PrefillSeconds, l.DecodeSeconds = old.QueueSeconds, old.PrefillSeconds, old.DecodeSeconds
-	l.Busy = old.Busy
+	l.Busy, l.RateLent = old.Busy, old.RateLent
 	if s.has(promptTokens) && s.has(generationTokens) {
 		l.PromptRate = learn(old.PromptRate, diff(promptTokens)/dt, first(FieldThroughput), dt, learnWindow)
 		l.GenerationRate = learn(old.GenerationRate, diff(generationTokens)/dt, first(FieldThroughput), dt, learnWindow)
@@ -265,11 +271,11 @@ func (l *Load) learnPrefill(old *Load, uncached, took, n, dt float64) {
 	if l.Alone.Seconds > 0 && l.Alone.Tokens >= 64*l.Alone.N {
 		rate = l.Alone.Tokens / l.Alone.Seconds
 	}
-	if l.WithQueue.Seconds >= 1 {
+	if l.WithQueue.Seconds >= leastQueued {
 		rate = max(rate, l.WithQueue.Tokens/l.WithQueue.Seconds)
 	}
 	if rate > 0 {
-		l.PrefillRate = rate
+		l.PrefillRate, l.RateLent = rate, false
 		l.Has |= FieldPrefillRate
 	}
 }

@@ -13,8 +13,8 @@ type Meter struct {
 	staleAfter  time.Duration
 	before, now sample
 	known       bool
-	// stays counts where the model is not known.
-	stays stays
+	// alone counts where the model is not known.
+	alone fleet
 }
 
 // NewMeter returns a meter whose loads count for staleAfter.
@@ -43,11 +43,12 @@ func (m *Meter) take(at time.Time, s *sample, state *State) (*Load, error) {
 	}
 	l := newLoad(at, s, last, state.Load(), state.InFlight())
 	l.Until = l.At.Add(m.staleAfter)
-	stays := state.stays.Load()
-	if stays == nil {
-		stays = &m.stays
+	common := state.fleet.Load()
+	if common == nil {
+		common = &m.alone
 	}
-	l.demand(state, stays.add(at, l.Ended))
+	l.demand(state, common.stay(at, l.Ended))
+	common.lend(l)
 	state.SetLoad(l)
 	state.confine(l)
 	s.adapters = nil // they belong to l

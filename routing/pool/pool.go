@@ -41,8 +41,8 @@ type Pool struct {
 	nextID  uint32
 	freeIDs []uint32
 	changes changes
-	// stays are by model.
-	stays map[string]*stays
+	// fleets are by model.
+	fleets map[string]*fleet
 	// Publishers have ids of their own.
 	nextPublisher  uint32
 	freePublishers []uint32
@@ -112,7 +112,7 @@ func New(cfg Config, log *slog.Logger, reg prometheus.Registerer, client *http.C
 	p := &Pool{
 		cfg: cfg, log: log.With("component", "pool"), metrics: newMetrics(reg, sources), client: client, rand: random,
 		names: metricNames(), probed: make(chan struct{}), synced: make(chan struct{}), kick: make(chan struct{}, 1),
-		byName: map[string]*member{}, stays: map[string]*stays{}, at: map[string]int{}, listed: newListed(1 + len(sources)), sources: sources, unsynced: len(sources),
+		byName: map[string]*member{}, fleets: map[string]*fleet{}, at: map[string]int{}, listed: newListed(1 + len(sources)), sources: sources, unsynced: len(sources),
 		sourceListed: make([]bool, len(sources)),
 	}
 	p.metrics.unlisted.Set(float64(len(sources)))

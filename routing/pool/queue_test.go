@@ -37,7 +37,7 @@ vllm:request_decode_time_seconds_sum %g
 
 func TestMeter_TellsWhatIsNeededOfTheCache(t *testing.T) {
 	at := time.Unix(1000, 0)
-	var shared stays
+	var shared fleet
 	read := func(m *Meter, s *State, text []byte) *Load {
 		t.Helper()
 		at = at.Add(time.Second)
@@ -48,8 +48,8 @@ func TestMeter_TellsWhatIsNeededOfTheCache(t *testing.T) {
 		return l
 	}
 	var a, b State
-	a.stays.Store(&shared)
-	b.stays.Store(&shared)
+	a.fleet.Store(&shared)
+	b.fleet.Store(&shared)
 	ma, mb := NewMeter(time.Minute), NewMeter(time.Minute)
 	if l := read(ma, &a, vllmKeeps(0, 0, 0, 0, 0)); l.Has&FieldMemory != 0 {
 		t.Error("no request ever ended, and it is told how long they stay")
@@ -156,5 +156,44 @@ func TestMeter_CountsAPartOfARequest(t *testing.T) {
 	}
 	if got := s.Backlog(at).Round(time.Millisecond); got != 3*time.Second {
 		t.Errorf("backlog %v, want 3 s: one of four waits, and ours takes that long", got)
+	}
+}
+
+// An engine that is new goes by the rate of others of its model until its own is
+// learned, and does not count in theirs.
+func TestMeter_LendsARate(t *testing.T) {
+	at := time.Unix(1000, 0)
+	var shared fleet
+	var known, fresh State
+	known.fleet.Store(&shared)
+	fresh.fleet.Store(&shared)
+	a, b := NewMeter(time.Minute), NewMeter(time.Minute)
+	read := func(m *Meter, s *State, text []byte) *Load {
+		t.Helper()
+		at = at.Add(time.Second)
+		l, err := m.Read(at, text, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	if l := read(b, &fresh, vllmSays(0, 0, 0, 0, 0, 0, 0)); l.Has&FieldPrefillRate != 0 {
+		t.Errorf("a rate of %v is lent that nobody has", l.PrefillRate)
+	}
+	read(a, &known, vllmSays(0, 0, 0, 0, 0, 0, 0))
+	if l := read(a, &known, vllmSays(0, 0, 10, 10, 10_000, 0, 10)); l.RateLent || l.PrefillRate != 1000 {
+		t.Fatalf("rate %v, lent: %v; want an own one of 1000", l.PrefillRate, l.RateLent)
+	}
+	for range 2 { // it stays lent
+		l := read(b, &fresh, vllmSays(0, 0, 0, 0, 0, 0, 0))
+		if l.Has&FieldPrefillRate == 0 || !l.RateLent || l.PrefillRate != 1000 {
+			t.Errorf("rate %v, lent: %v; want that of the other", l.PrefillRate, l.RateLent)
+		}
+	}
+	if l := read(b, &fresh, vllmSays(0, 0, 10, 10, 20_000, 0, 10)); l.RateLent || l.PrefillRate != 2000 {
+		t.Errorf("rate %v, lent: %v; want an own one of 2000", l.PrefillRate, l.RateLent)
+	}
+	if got := shared.rate; got != 1050 {
+		t.Errorf("the common rate is %v, want 1000 and a twentieth of the way to 2000", got)
 	}
 }

@@ -293,7 +293,7 @@ func (p *Pool) publish() {
 	var counts [healthStates]int
 	for _, m := range p.members {
 		if m.endpoint == nil {
-			m.state.stays.Store(p.staysOf(m))
+			m.state.fleet.Store(p.fleetOf(m))
 			m.endpoint = m.publishable()
 		}
 		endpoints = append(endpoints, m.endpoint)

@@ -37,8 +37,8 @@ type State struct {
 	// queue is the work of the requests in flight.
 	queue queue
 
-	// stays is that of the endpoint's model, nil while that is not known.
-	stays atomic.Pointer[stays]
+	// fleet is that of the endpoint's model, nil while that is not known.
+	fleet atomic.Pointer[fleet]
 
 	// sizesChanged, where it is not nil, counts the block sizes that became
 	// known of any endpoint of the pool.
