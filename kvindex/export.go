@@ -33,8 +33,11 @@ type ExportedBlock struct {
 
 // Export returns the publisher's state. isRoot tells roots from other hashes.
 // It is not ok where the state is more than names and blocks: a block with
-// several names, copies on a tier, blocks that wait for their parent, or a
-// chain whose beginning is not known. It belongs to the Writer's goroutine.
+// several names, copies on a tier, held blocks that wait for their parent or
+// were lost waiting, or a chain whose beginning is not known. Removed blocks
+// that still wait are left out, as where there is no more room for them: what
+// comes behind one waits again, see [Writer.Lacks]. It belongs to the Writer's
+// goroutine.
 func (w *Writer) Export(isRoot func(BlockHash) bool) (e Export, ok bool) {
 	all, ok := w.exportSegments(&e)
 	if !ok {
@@ -78,7 +81,7 @@ func (w *Writer) Export(isRoot func(BlockHash) bool) (e Export, ok bool) {
 func (w *Writer) exportSegments(e *Export) (all [][]ExportedBlock, ok bool) {
 	w.ix.world.Lock()
 	defer w.ix.world.Unlock()
-	if w.once || w.evicted || len(w.several) > 0 || len(w.copies) > 0 || w.orphans.any() {
+	if w.once || w.evicted || len(w.several) > 0 || len(w.copies) > 0 || w.orphans.lacks() {
 		return nil, false
 	}
 	w.tidySegments()

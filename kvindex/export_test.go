@@ -47,6 +47,9 @@ func TestExport_GoesOnAsBefore(t *testing.T) {
 				t.Fatalf("publisher %d: an export that cannot be restored", id)
 			}
 			twin[id] = w
+			// Removed blocks that wait are not exported.
+			m.writers[id].orphans = orphanage{}
+			m.model.pubs[id].orphans, m.model.pubs[id].waiting = map[EngineHash]*modelOrphan{}, map[EngineHash][]EngineHash{}
 		}
 		for id := range PublisherID(machinePublishers) {
 			restore(id)
@@ -73,5 +76,59 @@ func TestExport_GoesOnAsBefore(t *testing.T) {
 	})
 	if exported == 0 {
 		t.Error("nothing could be exported: the test tests nothing")
+	}
+}
+
+// What waited in vain is lost also when the parent came later: such a state
+// must not pass for all that there is.
+func TestExport_NotAfterBlocksWereLost(t *testing.T) {
+	ix := newIndex(t, Config{})
+	w := open(t, ix, 1)
+	p := newPrompt(1, maxOrphans+2)
+	isRoot := func(h BlockHash) bool { return h == machineRoot }
+	w.Store(p.stored(1, maxOrphans+2))
+	w.Store(p.stored(0, 1))
+	if s := ix.Stats().Publishers[0]; s.Orphans != 0 || s.Dropped != 1 {
+		t.Fatalf("%d blocks wait, %d were lost; want 0 and 1", s.Orphans, s.Dropped)
+	}
+	if _, ok := w.Export(isRoot); ok {
+		t.Error("exported without the block that was lost")
+	}
+	w.Clear()
+	w.Store(p.stored(0, 2))
+	if _, ok := w.Export(isRoot); !ok {
+		t.Error("not exported although a clear left nothing to lack")
+	}
+}
+
+// Blocks that wait for their parent and are held no more keep nobody from
+// exporting. Whoever goes on without them says so when it matters.
+func TestExport_WithoutRemovedBlocksThatWait(t *testing.T) {
+	ix := newIndex(t, Config{})
+	w := open(t, ix, 1)
+	held, late := newPrompt(1, 3), newPrompt(2, 5)
+	isRoot := func(h BlockHash) bool { return h == machineRoot }
+	w.Store(held.stored(0, 3))
+	w.Store(late.stored(1, 4))
+	if _, ok := w.Export(isRoot); ok {
+		t.Error("exported while held blocks wait")
+	}
+	w.Remove(late.names[1:4], TierDevice, 0)
+	e, ok := w.Export(isRoot)
+	if !ok {
+		t.Fatal("not exported although what waits is held no more")
+	}
+	other := newIndex(t, Config{})
+	next := open(t, other, 1)
+	if !next.Restore(e) {
+		t.Fatal("an export that cannot be restored")
+	}
+	if d := gocmp.Diff(heldBlocks(ix, 1), heldBlocks(other, 1)); d != "" || next.Lacks() {
+		t.Errorf("lacks blocks: %t (-index +restored):\n%s", next.Lacks(), d)
+	}
+	next.Store(late.stored(0, 1)) // the parent, behind which the old one places what waits
+	next.Store(late.stored(4, 5))
+	if !next.Lacks() {
+		t.Error("a block behind one that was left out is not missed")
 	}
 }

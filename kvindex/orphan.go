@@ -34,6 +34,10 @@ type orphan struct {
 
 func (o *orphanage) any() bool { return len(o.parked) > 0 }
 
+// lacks tells whether blocks that the publisher holds are parked, or could not
+// even be.
+func (o *orphanage) lacks() bool { return o.held > 0 || o.lost }
+
 // set parks a block, in place of one of that name.
 func (o *orphanage) set(name EngineHash, p orphan) {
 	o.take(name)

@@ -89,7 +89,7 @@ func (w *Writer) Announce(g uint8) {
 // did not remove: they wait for their parent, or were dropped for want of room
 // since it was cleared. The publisher is incomplete then, whatever its history
 // is.
-func (w *Writer) Lacks() bool { return w.orphans.held > 0 || w.orphans.lost || w.Evicted() }
+func (w *Writer) Lacks() bool { return w.orphans.lacks() || w.Evicted() }
 
 // Evicted tells whether the index dropped blocks of the publisher for want of
 // room since it was cleared.
