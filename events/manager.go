@@ -139,6 +139,7 @@ func (m *Manager) Run(ctx context.Context, p SnapshotSource) error {
 		}
 		select {
 		case <-ctx.Done():
+			m.saveUntaken(snap)
 			return nil
 		case <-snap.Superseded():
 		}

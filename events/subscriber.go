@@ -2,7 +2,6 @@ package events
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -41,9 +40,9 @@ type subscriber struct {
 	seq     *Sequence
 	applier applier
 	last    []byte // payload of the last batch applied
-	// resuming is the hash of the last batch applied where the process before
-	// applied it, until it is proven; warmed is told whether it was.
-	resuming *[sha256.Size]byte
+	// resuming is what was restored, until it is proven to be of the same process
+	// or dropped; warmed is told which.
+	resuming *Saved
 	warmed   func(same bool)
 	// heardAt is when the engine said anything last; zero: never.
 	heardAt time.Time

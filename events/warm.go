@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/warmpath/warmpath/kvindex"
+	"github.com/warmpath/warmpath/routing/pool"
 )
 
 // Saved is what a publisher's subscriber knew when it ended, or what that of
@@ -72,7 +73,8 @@ type savedKey struct {
 	model   string
 }
 
-// Saved returns what publishers knew when Run ended.
+// Saved returns what publishers knew when Run ended, and what was saved before
+// of those that had not come to prove it.
 func (m *Manager) Saved() []Saved {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -153,15 +155,39 @@ func (m *Manager) restored(s *subscriber, fromPeer bool) {
 	}
 }
 
-// save keeps what a subscriber knew at its end.
+// save keeps what a subscriber knew at its end, or what it was restored from if
+// that is neither proven nor dropped yet: the next process may prove it.
 func (m *Manager) save(s *subscriber, of Subject) {
 	if s.source() == SourceRelay {
 		return // the relay will tell it all
 	}
-	if saved, ok := s.save(of); ok {
+	saved, ok := s.save(of)
+	if s.resuming != nil {
+		saved, ok = *s.resuming, true
+	}
+	if ok {
 		m.mu.Lock()
 		m.ended = append(m.ended, saved)
 		m.mu.Unlock()
+	}
+}
+
+// saveUntaken keeps, at the end, what was saved of publishers that are there and
+// were not followed yet, because their model is still to be listed.
+func (m *Manager) saveUntaken(snap *pool.Snapshot) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range snap.Endpoints {
+		if len(e.Models) > 0 {
+			continue
+		}
+		for _, p := range e.Publishers {
+			for key, from := range m.saved {
+				if key.address == e.Address && key.rank == p.Rank && p.Relay == "" {
+					m.ended = append(m.ended, *from)
+				}
+			}
+		}
 	}
 }
 
@@ -231,7 +257,7 @@ func (s *subscriber) restore(from *Saved) bool {
 		s.remember(root)
 	}
 	s.seq.Resume(from.Next)
-	s.resuming = &from.Last
+	s.resuming = from
 	s.mu.Lock()
 	s.status.Sequence, s.status.Sequenced = from.Next-1, true
 	s.mu.Unlock()
@@ -243,7 +269,7 @@ func (s *subscriber) same(payload []byte) bool {
 	if s.last != nil || s.resuming == nil {
 		return bytes.Equal(payload, s.last)
 	}
-	ok := sha256.Sum256(payload) == *s.resuming
+	ok := sha256.Sum256(payload) == s.resuming.Last
 	if ok {
 		s.last = payload
 		s.proven(true)
