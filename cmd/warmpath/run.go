@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,7 +41,9 @@ type router struct {
 	// warm is what the process before left, nil if nothing is read or written.
 	warm *warmFile
 	// peers tells whether other routers are asked at the start.
-	peers   bool
+	peers bool
+	// warmed is set once the router has been ready with its warm start.
+	warmed  atomic.Bool
 	routing *routing.Router
 	// tokenizer is nil where prompts are never tokenized.
 	tokenizer *tokenizer.Client

@@ -89,7 +89,20 @@ func (r *router) ready() []condition {
 		{"events", closed(r.events.Ready()), "every event stream is live or has failed once"},
 	}
 	if r.warm != nil || r.peers {
-		all = append(all, warmCondition(r.warm, r.peers, r.events.WarmStart()))
+		all = r.addWarm(all, warmCondition(r.warm, r.peers, r.events.WarmStart()))
+	}
+	return all
+}
+
+// addWarm adds the condition of the warm start to the others. It holds for good
+// once all have held: an engine that comes later is asked for of other routers
+// too, and may never prove what is restored of it, but a router that serves does
+// not stop for that.
+func (r *router) addWarm(all []condition, warm condition) []condition {
+	warm.Ready = warm.Ready || r.warmed.Load()
+	all = append(all, warm)
+	if !slices.ContainsFunc(all, func(c condition) bool { return !c.Ready }) {
+		r.warmed.Store(true)
 	}
 	return all
 }

@@ -84,6 +84,30 @@ func TestWarmFile(t *testing.T) {
 	}
 }
 
+// The condition of the warm start counts until the router has been ready, and
+// not before all other conditions hold as well.
+func TestRouter_WarmStartCountsOnlyBeforeReady(t *testing.T) {
+	r := &router{}
+	ok, not := condition{Name: "events", Ready: true}, condition{Name: "events"}
+	for i, step := range []struct {
+		events condition
+		warm   events.WarmStart
+		want   bool
+	}{
+		{not, events.WarmStart{}, true}, // nothing is listed yet
+		{ok, events.WarmStart{Asked: 2, Asking: 1}, false},
+		{ok, events.WarmStart{Asked: 2, FromPeers: 1, Restored: 1}, false},
+		{ok, events.WarmStart{Asked: 2, FromPeers: 1, Restored: 1, Resumed: 1}, true},
+		{ok, events.WarmStart{Asked: 3, Asking: 1, FromPeers: 1, Restored: 1, Resumed: 1}, true}, // another engine comes
+		{ok, events.WarmStart{Asked: 3, FromPeers: 2, Restored: 2, Resumed: 1}, true},            // and does not answer
+	} {
+		all := r.addWarm([]condition{step.events}, warmCondition(nil, true, step.warm))
+		if len(all) != 2 || all[0] != step.events || all[1].Ready != step.want {
+			t.Errorf("step %d: %+v, want ready %t", i, all, step.want)
+		}
+	}
+}
+
 // The command itself: one router follows an engine that keeps two batches, and
 // another one, which is told of the first, is exact.
 func TestWarmStart_FromAnotherRouter(t *testing.T) {
