@@ -65,10 +65,7 @@ type Manager struct {
 	relays    Relays // nil: relays are ignored
 	peers     Peers  // nil: no other router is asked
 	askFor    time.Duration
-	// asking ends when no other router is asked any more; asks counts those who
-	// ask. Run's alone.
-	asking context.Context
-	asks   sync.WaitGroup
+	asks      asks
 
 	mu sync.Mutex
 	// saved are the publishers of the process before, each until it is taken;
@@ -125,12 +122,7 @@ func (m *Manager) Run(ctx context.Context, p SnapshotSource) error {
 		m.transport = in
 		m.log.Info("waiting for engines to connect", "listen", in.socket.Endpoint())
 	}
-	if m.peers != nil {
-		asking, stop := context.WithTimeout(ctx, m.askFor)
-		m.asking = asking
-		defer m.asks.Wait()
-		defer stop()
-	}
+	defer m.asks.end()
 	defer m.stop(func(kvindex.PublisherID) bool { return true })
 	for {
 		snap := p.Snapshot()
@@ -190,7 +182,7 @@ func (m *Manager) follow(ctx context.Context, snap *pool.Snapshot) error {
 			fresh = append(fresh, s)
 		}
 	}
-	coming := m.ask(fresh)
+	coming := m.ask(ctx, fresh)
 	for _, s := range fresh {
 		if err := m.start(ctx, s, coming[s.Publisher.ID]); err != nil {
 			return err

@@ -25,6 +25,7 @@ type metrics struct {
 	connects  prometheus.Counter
 	switches  prometheus.Counter
 	warm      [3]prometheus.Counter
+	unasked   prometheus.Counter
 	replays   [4]prometheus.Counter
 	lag       prometheus.Histogram
 	trust     *prometheus.GaugeVec
@@ -69,6 +70,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		resets:   counter("resets_total", "Times a publisher's state was dropped: restarts, and losses that no replay mends."),
 		connects: counter("connects_total", "Live connections made."),
 		switches: counter("source_switches_total", "Times a publisher went from its relay to the engine's own stream or back."),
+		unasked:  counter("warm_unasked_total", "Publishers that other routers were not asked for because the time for that was over: engines that came later, or were listed later."),
 		lag: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "warmpath_events_lag_seconds", Help: "Age of live batches when applied, by the engine's clock.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10},

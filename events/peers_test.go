@@ -1,17 +1,22 @@
 package events
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/warmpath/warmpath/kvindex"
 	"github.com/warmpath/warmpath/routing/pool"
@@ -40,6 +45,12 @@ func warmSpec() pool.Spec {
 // underPeers runs f beside a manager whose engine cannot be reached.
 func underPeers(t *testing.T, spec pool.Spec, f func(m *Manager, e *fakeEngine), options ...Option) {
 	t.Helper()
+	underPool(t, func(m *Manager, e *fakeEngine, _ *pool.Pool) { f(m, e) }, []pool.Spec{spec}, options...)
+}
+
+// underPool is underPeers with endpoints that may change.
+func underPool(t *testing.T, f func(m *Manager, e *fakeEngine, p *pool.Pool), specs []pool.Spec, options ...Option) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		index, err := kvindex.New(kvindex.Config{})
 		if err != nil {
@@ -52,9 +63,10 @@ func underPeers(t *testing.T, spec pool.Spec, f func(m *Manager, e *fakeEngine),
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- m.Run(ctx, staticPool(spec)) }()
+		p := staticPool(specs...)
+		go func() { done <- m.Run(ctx, p) }()
 		synctest.Wait()
-		f(m, e)
+		f(m, e, p)
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("run: %v", err)
@@ -137,6 +149,111 @@ func TestPeers_WaitsNoLongerThanAllowed(t *testing.T) {
 		}
 		<-m.Ready()
 	}, WithPeers(silent, 10*time.Second))
+}
+
+// The time for asking begins with the first publisher to ask for, however long
+// it takes to find one; whoever comes after it is counted, and said once.
+func TestPeers_TimeBeginsWithTheFirst(t *testing.T) {
+	var said bytes.Buffer
+	var asked int
+	counting := askFunc(func(ctx context.Context, wanted []Subject, _ func(Subject, Saved)) {
+		if end, ok := ctx.Deadline(); !ok || time.Until(end) != 10*time.Second {
+			t.Errorf("there are %s for it, want 10s", time.Until(end))
+		}
+		asked += len(wanted)
+	})
+	underPool(t, func(m *Manager, _ *fakeEngine, p *pool.Pool) {
+		m.log = slog.New(slog.NewTextHandler(&said, nil))
+		<-time.After(time.Hour)
+		specs := []pool.Spec{specOf(1)}
+		p.Set(specs)
+		<-time.After(5 * time.Second)
+		synctest.Wait()
+		if got := m.WarmStart(); got != (WarmStart{Asked: 1}) || asked != 1 {
+			t.Errorf("%+v, and others were asked for %d", got, asked)
+		}
+		for i := range 2 {
+			<-time.After(10 * time.Second)
+			specs = append(specs, specOf(2+i))
+			p.Set(specs)
+			synctest.Wait()
+		}
+		if got := m.WarmStart(); got != (WarmStart{Asked: 1, Unasked: 2}) || asked != 1 || testutil.ToFloat64(m.metrics.unasked) != 2 {
+			t.Errorf("%+v after the time was over, and others were asked for %d", got, asked)
+		}
+		if n := strings.Count(said.String(), "time for asking other routers is over"); n != 1 {
+			t.Errorf("it was said %d times:\n%s", n, said.String())
+		}
+	}, nil, WithPeers(counting, 10*time.Second))
+}
+
+// However many snapshots publishers come with, one Ask runs at a time, and the
+// next is for all that came meanwhile.
+func TestPeers_OneAskAtATime(t *testing.T) {
+	type ask struct {
+		wanted []string
+		end    chan struct{}
+	}
+	asks := make(chan ask, 10)
+	peers := askFunc(func(ctx context.Context, wanted []Subject, take func(Subject, Saved)) {
+		a := ask{end: make(chan struct{})}
+		for _, of := range wanted {
+			a.wanted = append(a.wanted, of.Endpoint)
+			take(of, Saved{Address: of.Address, Model: "m", Next: 5, Heard: time.Now()})
+		}
+		slices.Sort(a.wanted)
+		asks <- a
+		select {
+		case <-a.end:
+		case <-ctx.Done():
+		}
+	})
+	underPool(t, func(m *Manager, _ *fakeEngine, p *pool.Pool) {
+		for i := 2; i <= 4; i++ {
+			var specs []pool.Spec
+			for j := 1; j <= i; j++ {
+				if i < 4 || j != 2 { // the second goes
+					specs = append(specs, specOf(j))
+				}
+			}
+			<-time.After(time.Second)
+			p.Set(specs)
+			synctest.Wait()
+		}
+		first := <-asks
+		if d := cmp.Diff([]string{"e1"}, first.wanted); d != "" || len(asks) > 0 {
+			t.Errorf("the first ask, and %d beside it (-want +got):\n%s", len(asks), d)
+		}
+		if got := m.WarmStart(); got != (WarmStart{Asked: 4, Asking: 2, Restored: 1, FromPeers: 1}) {
+			t.Errorf("%+v while two are still to be asked for", got)
+		}
+		close(first.end)
+		second := <-asks
+		synctest.Wait()
+		if len(asks) > 0 || !slices.Contains(second.wanted, "e3") || !slices.Contains(second.wanted, "e4") {
+			t.Errorf("the second is for %v, and there are %d beside it", second.wanted, len(asks))
+		}
+		if got := m.WarmStart(); got != (WarmStart{Asked: 4, Restored: 3, FromPeers: 3}) {
+			t.Errorf("%+v when all are told", got)
+		}
+		p.Set([]pool.Spec{specOf(1), specOf(3), specOf(4), specOf(5)}) // which has to wait for the second
+		synctest.Wait()
+		if got := m.WarmStart(); got.Asked != 5 || got.Asking != 1 {
+			t.Errorf("%+v while the second is told", got)
+		}
+		<-time.After(time.Minute)
+		synctest.Wait()
+		if got := m.WarmStart(); got.Asked != 4 || got.Asking != 0 || got.Unasked != 1 || len(asks) > 0 {
+			t.Errorf("%+v when the time is over", got)
+		}
+	}, []pool.Spec{specOf(1)}, WithPeers(peers, time.Minute))
+}
+
+// specOf is warmSpec with another name and address.
+func specOf(i int) pool.Spec {
+	s := warmSpec()
+	s.Name, s.Address = fmt.Sprintf("e%d", i), fmt.Sprintf("127.0.0.1:10%d", i)
+	return s
 }
 
 // Nobody is asked for publishers that nothing could be proven of, or that a

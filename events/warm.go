@@ -41,6 +41,8 @@ type WarmStart struct {
 	// Asked are those that other routers were asked for, Asking those of them
 	// for which that is not over.
 	Asked, Asking int
+	// Unasked are those that came when the time for that was over.
+	Unasked int
 	// Restored were saved, or are known to another router, FromPeers of them,
 	// and are there again. Of these, Resumed are proven to be of the same
 	// process, and Reset are not.

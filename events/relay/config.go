@@ -119,8 +119,9 @@ type RouterConfig struct {
 	// Peers are other routers, host:port, that are asked at the start for what
 	// they know. All addresses of a name count, but for this process's own.
 	Peers []string `yaml:"peers" help:"host:port of other routers' cachestate.listen, which are asked at the start for what they know of the engines' caches; a name may lead to many of them and to this one, as that of a headless Service does; needs index.seed_file; empty: nobody is asked"`
-	// PeersTimeout is how long publishers may wait for what peers say.
-	PeersTimeout time.Duration `yaml:"peers_timeout" help:"time for all peers together to tell what they know; what is not known by then is asked of the engines"`
+	// PeersTimeout is how long publishers may wait for what peers say, from the
+	// first one that they are asked for.
+	PeersTimeout time.Duration `yaml:"peers_timeout" help:"time for all peers together to tell what they know, from the first event stream that they are asked for; what is not known by then is asked of the engines"`
 	// TokenFile holds the token that the router shows to relays and peers.
 	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays and peers, one that their relay.tokens_file or cachestate.tokens_file has for read; empty: none"`
 }
