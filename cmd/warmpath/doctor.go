@@ -141,6 +141,7 @@ func (d *doctor) checkEngines(ctx context.Context) error {
 	cfg.Events.Listen = "" // the router has it
 	cfg.Routing.Lock = ""  // so that every strategy can be asked
 	cfg.Pool.SyncTimeout = d.wait
+	cfg.CacheState.PeersTimeout = min(cfg.CacheState.PeersTimeout, d.wait)
 	if d.clusterless {
 		if cfg.Pool.Kubernetes = (pool.KubernetesConfig{}); len(cfg.Pool.Static.Endpoints) == 0 && !cfg.Pool.Discovers() {
 			return nil
@@ -193,26 +194,52 @@ func (d *doctor) checkEngines(ctx context.Context) error {
 		})
 	})
 	d.checkEvents(r)
-	d.checkWarmStart(r)
+	if r.peers {
+		d.checkWarmStart(r.events.WarmStart(), warmCondition(r.warm, r.peers, r.events.WarmStart()).Detail, sumOf(reg, "warmpath_relay_peers_total"))
+	}
 	d.checkMetrics(failed, r)
 	d.checkRequests(failed, r)
 	d.checkBlockSizes(r)
 	return nil
 }
 
-// checkWarmStart looks at what other routers told.
-func (d *doctor) checkWarmStart(r *router) {
-	if !r.peers {
-		return
+// checkWarmStart looks at what other routers told. peers is how many were found,
+// names that could not be looked up included.
+func (d *doctor) checkWarmStart(w events.WarmStart, detail string, peers float64) {
+	if w.Unasked > 0 {
+		l, mend := levelWarn, fmt.Sprintf("raise cachestate.peers_timeout (%s)", d.cfg.CacheState.PeersTimeout)
+		if d.wait < d.cfg.CacheState.PeersTimeout {
+			l, mend = levelSkip, fmt.Sprintf("warmpath doctor --wait %s …", d.cfg.CacheState.PeersTimeout)
+		}
+		d.add(l, "warm start", "", mend, "%d event streams were found so late after the first that other routers were not asked for them", w.Unasked)
 	}
-	w := r.events.WarmStart()
-	c := warmCondition(r.warm, r.peers, w)
-	if w.Asked > 0 && w.FromPeers == 0 {
+	switch {
+	case w.Asked == 0 || w.FromPeers > 0:
+		d.add(levelOK, "warm start", "", "", "%s", detail)
+	case w.Asking > 0:
+		d.add(levelSkip, "warm start", "", fmt.Sprintf("warmpath doctor --wait %s …", max(d.cfg.CacheState.PeersTimeout, 2*d.wait)), "other routers are still being asked: %s", detail)
+	case peers == 0:
+		d.add(levelSkip, "warm start", "", "if there are others, see that cachestate.peers leads to them", "there is no other router than the one here to ask: %s", detail)
+	default:
 		d.add(levelWarn, "warm start", "", "see that another router runs, that cachestate.peers leads to its cachestate.listen, and that it takes cachestate.token_file or the certificate; warmpath doctor --verbose says what each of them answered",
-			"no other router told anything, so a router that starts has only what engines still keep: %s", c.Detail)
-		return
+			"no other router told anything, so a router that starts has only what engines still keep: %s", detail)
 	}
-	d.add(levelOK, "warm start", "", "", "%s", c.Detail)
+}
+
+// sumOf returns the sum of a counter's series, 0 if there is none of the name.
+func sumOf(from prometheus.Gatherer, name string) (sum float64) {
+	families, err := from.Gather()
+	if err != nil {
+		return 0
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.Metric {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
 }
 
 // await waits for done, and reports whether it came in time.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/warmpath/warmpath/benchmarks/engine"
 	"github.com/warmpath/warmpath/benchmarks/engine/server"
+	"github.com/warmpath/warmpath/events"
 )
 
 // startEngine starts a fake engine that ends with the test.
@@ -107,6 +109,59 @@ func examine(t *testing.T, config string, args ...string) (code int, found []str
 		found = append(found, fmt.Sprintf("%s %s %s: %s → %s", f.Level, f.Check, f.About, f.Text, f.Mend))
 	}
 	return code, found
+}
+
+// What other routers told is judged only once they had the time to, and by
+// whether there are any.
+func TestDoctor_WarmStart(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		warm  events.WarmStart
+		wait  time.Duration
+		peers float64
+		want  []level
+		text  string
+	}{
+		{"nothing to ask for", events.WarmStart{}, time.Minute, 0, []level{levelOK}, ""},
+		{"taken", events.WarmStart{Asked: 3, FromPeers: 1, Asking: 1}, time.Minute, 2, []level{levelOK}, "taken"},
+		{"nothing told", events.WarmStart{Asked: 3}, time.Minute, 1, []level{levelWarn}, "no other router told"},
+		{"still asked", events.WarmStart{Asked: 3, Asking: 1}, time.Second, 1, []level{levelSkip}, "still being asked"},
+		{"alone", events.WarmStart{Asked: 3}, time.Minute, 0, []level{levelSkip}, "no other router than the one here"},
+		{"found late", events.WarmStart{Asked: 3, FromPeers: 3, Unasked: 2}, time.Minute, 1, []level{levelWarn, levelOK}, "2 event streams were found so late"},
+		{"found late by the wait", events.WarmStart{Asked: 3, FromPeers: 3, Unasked: 2}, time.Second, 1, []level{levelSkip, levelOK}, "2 event streams were found so late"},
+	} {
+		d := &doctor{cfg: DefaultConfig(), wait: tt.wait}
+		d.checkWarmStart(tt.warm, "taken", tt.peers)
+		var got []level
+		for _, f := range d.findings {
+			got = append(got, f.Level)
+		}
+		if !slices.Equal(got, tt.want) || !strings.Contains(d.findings[0].Text, tt.text) {
+			t.Errorf("%s: %+v, want %v with %q", tt.name, d.findings, tt.want, tt.text)
+		}
+	}
+}
+
+// A fleet's only router is not blamed for having nobody to ask, and a peer that
+// is slow delays the doctor no longer than it waits for anything.
+func TestDoctor_PeersInTime(t *testing.T) {
+	e := startEngine(t, server.Config{})
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	own := freeAddress(t)
+	for _, tt := range []struct{ name, peer, want string }{
+		{"alone", own, "^skip warm start : there is no other router"},
+		{"a silent one", silent.Addr().String(), "^warn warm start : no other router told.* 0 of them still"},
+	} {
+		code, found := examine(t, fmt.Sprintf("index: {seed_file: %s}\ncachestate: {listen: %q, peers: [%q], timeout: 20s}\npool: {static: {endpoints: [%s]}}\n",
+			writeSeed(t), own, tt.peer, endpointYAML("a", e.Addr(), e)), "--passive")
+		if code != exitOK || !slices.ContainsFunc(found, regexp.MustCompile(tt.want).MatchString) {
+			t.Errorf("%s: exit code %d, want %s in\n%s", tt.name, code, tt.want, strings.Join(found, "\n"))
+		}
+	}
 }
 
 func TestDoctor_FindsPlantedFaults(t *testing.T) {
