@@ -33,8 +33,9 @@
 //     announced since its last clear.
 //   - A name that is announced for another block denotes only that from then on.
 //   - The names of the blocks of a publisher's last 1,024 to 2,048 removals
-//     still serve as parents, and so do those of blocks that it stored more often
-//     than it removed them: it may have another copy. They hold nothing.
+//     still serve as parents; using one so counts like removing it again. So do
+//     those of blocks that it stored more often than it removed them: it may
+//     have another copy. They hold nothing.
 //   - A store behind an unknown parent waits for it, up to 16,384 blocks a
 //     publisher. Tier updates, removals and clears apply to what waits. While
 //     anything waits, [Writer.Lacks] tells so, and the publisher is not exact.

@@ -191,7 +191,8 @@ func (w *Writer) restoreRun(run []ExportedBlock, names map[BlockHash]EngineHash)
 			return false
 		}
 		s.Tier, s.Group = Tier(place%NumTiers), w.groups[place/NumTiers]
-		if w.Store(s) != 0 {
+		// What only leads to others is not held, and needed until the end.
+		if w.placeAll(&s, false) != 0 {
 			return false
 		}
 		s.Contents = nil // the rest only says where else they are
@@ -233,7 +234,7 @@ func (w *Writer) pass(s *Stored) bool {
 	}
 	ok := !s.HasParent || parent != 0
 	if ok {
-		w.extend(parent, &batch{names: s.Names, contents: s.Contents, at: s.Root})
+		w.extend(parent, &batch{names: s.Names, contents: s.Contents, at: s.Root, parent: s.Parent})
 	}
 	w.ix.world.RUnlock()
 	w.ix.maintain()

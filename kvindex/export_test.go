@@ -132,3 +132,32 @@ func TestExport_WithoutRemovedBlocksThatWait(t *testing.T) {
 		t.Error("a block behind one that was left out is not missed")
 	}
 }
+
+// Blocks that only lead to others are there until those are, however many there
+// are.
+func TestRestore_ForgetsNothingOnTheWay(t *testing.T) {
+	ix := newIndex(t, Config{})
+	w := open(t, ix, 1)
+	const chains = 2*remembered/segmentBlocks + 8
+	var last []EngineHash // of the first segments, which the publisher still may name
+	for i := range uint64(chains) {
+		p := newPrompt(1+i, 2*segmentBlocks)
+		w.Store(p.stored(0, len(p.names)))
+		w.Remove(p.names[:segmentBlocks-1], TierDevice, 0)
+		w.Remove(p.names[segmentBlocks:len(p.names)-1], TierDevice, 0)
+		last = append(last, p.names[segmentBlocks-1])
+	}
+	w.Remove(last, TierDevice, 0)
+	e, ok := w.Export(func(h BlockHash) bool { return h == machineRoot })
+	if !ok {
+		t.Fatal("not exported")
+	}
+	other := newIndex(t, Config{})
+	if !open(t, other, 1).Restore(e) {
+		t.Fatal("an export that cannot be restored")
+	}
+	want := heldBlocks(ix, 1)
+	if d := gocmp.Diff(want, heldBlocks(other, 1)); d != "" || len(want) != chains {
+		t.Errorf("%d blocks held, want %d (-index +restored):\n%s", len(want), chains, d)
+	}
+}

@@ -137,6 +137,7 @@ func (m *machine) store(t *rapid.T) {
 		s.Contents = nil
 	}
 	got, want := m.writers[id].Store(s), m.model.pubs[id].store(s)
+	m.model.pubs[id].forget(m.remember)
 	if got != want {
 		t.Fatalf("store: %d unplaced, want %d", got, want)
 	}

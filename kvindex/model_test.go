@@ -200,8 +200,14 @@ func (p *modelPub) remove(names []EngineHash, t Tier, g uint8, remember bool) (u
 		}
 		p.fading = append(p.fading, n)
 	}
+	p.forget(remember)
+	return unknown
+}
+
+// forget drops the names that hold nothing any more.
+func (p *modelPub) forget(remember bool) {
 	if remember {
-		return unknown
+		return
 	}
 	for _, n := range p.fading {
 		if !p.holdsAny(n) && !p.spared(n) {
@@ -209,7 +215,6 @@ func (p *modelPub) remove(names []EngineHash, t Tier, g uint8, remember bool) (u
 		}
 	}
 	p.fading = nil
-	return unknown
 }
 
 // spared tells whether the block that a name denotes has spares.

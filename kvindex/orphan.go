@@ -197,7 +197,7 @@ func (w *Writer) attach(b *batch) {
 			o.take(kid)
 			for kind, held := key(0), p.held; kind == 0 || held>>kind != 0; kind++ {
 				if kind == 0 || held>>kind&1 == 1 {
-					w.extend(at, &batch{names: []EngineHash{kid}, contents: []ContentHash{p.content}, kind: kind, hold: held>>kind&1 == 1})
+					w.extend(at, &batch{names: []EngineHash{kid}, contents: []ContentHash{p.content}, kind: kind, parent: parent, hold: held>>kind&1 == 1})
 				}
 			}
 			queue = append(queue, kid)

@@ -13,6 +13,7 @@ type batch struct {
 	hold     bool // false: announce the names only
 	i        int  // the next block
 	at       BlockHash
+	parent   EngineHash // the name by which the block before the first is known
 }
 
 // extend places a batch behind a block that the publisher announced, or
@@ -156,6 +157,9 @@ func (w *Writer) fill(id uint32, h *head, off int, b *batch) (ok bool) {
 		// A parent that was removed, and still is used, is remembered from now on.
 		if bit := uint64(1) << (off - 1); *f.base.held&bit == 0 && w.heldAny(h)&bit == 0 {
 			w.recent.add(id, bit)
+			if w.own.n > 0 && w.own.get(b.parent) == makeRef(id, off-1) {
+				w.recent.addName(b.parent)
+			}
 		}
 	}
 	// The cache misses of all blocks at once: each would cost as much as the

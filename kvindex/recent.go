@@ -3,12 +3,14 @@ package kvindex
 import "math/bits"
 
 // remembered is how many removals ago a publisher may at least still name a
-// block as a parent; of names of its own table it is as many. Engines remove a
-// parent and store its child in one batch. What an engine has copies of is
-// remembered for longer, see spare.go.
+// block as a parent; of names of its own table it is as many. Naming a removed
+// block counts like removing it again. Engines remove a parent and store its
+// child in one batch. What an engine has copies of is remembered for longer, see
+// spare.go.
 const remembered = 1024
 
-// recent is what a publisher removed lately, oldest first.
+// recent is what a publisher removed lately, or named as a parent although it
+// was removed, oldest first.
 type recent struct {
 	runs   []run
 	blocks int // in runs
@@ -35,7 +37,7 @@ func (r *recent) add(id uint32, mask uint64) {
 func (r *recent) addName(n EngineHash) { r.names = append(r.names, n) }
 
 // forget drops what is remembered beyond keep, oldest first. It waits until
-// that is as much again, so that the rest is moved once for many removals. No
+// that is as much again, so that the rest is moved once for many calls. No
 // segment is locked by the caller.
 func (w *Writer) forget(keep int) {
 	r := &w.recent

@@ -103,15 +103,45 @@ func TestStore_BehindAParentRemovedAgain(t *testing.T) {
 // Blocks that an engine names as parents long after their only removal stay
 // known for as long as it does.
 func TestStore_AParentInUseIsNotForgotten(t *testing.T) {
-	ix := newIndex(t, Config{})
-	w := open(t, ix, 1)
-	p := newPrompt(1, 5)
-	w.Store(p.stored(0, 5))
-	w.Remove(p.names[4:], TierDevice, 0)
-	for i := range 10 {
-		removeElse(w, remembered-5)
-		if !p.behind(ix, w, uint64(10+i)) {
-			t.Fatalf("round %d: a block behind a parent in use waits", i)
+	for _, ownNames := range []bool{false, true} {
+		ix := newIndex(t, Config{})
+		w := open(t, ix, 1)
+		p := newPrompt(1, 5)
+		if ownNames {
+			nameFirst(t, ix, p)
+		}
+		w.Store(p.stored(0, 5))
+		w.Remove(p.names[4:], TierDevice, 0)
+		for i := range 10 {
+			removeElse(w, remembered-5)
+			if !p.behind(ix, w, uint64(10+i)) {
+				t.Fatalf("own names %t, round %d: a block behind a parent in use waits", ownNames, i)
+			}
+		}
+	}
+}
+
+// Naming removed blocks as parents, and nothing else, takes bounded memory.
+func TestStore_UsesOfRemovedParentsAreBounded(t *testing.T) {
+	for _, ownNames := range []bool{false, true} {
+		ix := newIndex(t, Config{})
+		w := open(t, ix, 1)
+		p := newPrompt(1, 2*segmentBlocks)
+		if ownNames {
+			nameFirst(t, ix, p)
+		}
+		w.Store(p.stored(0, len(p.names)))
+		// Of two segments, so that one run does not stand for all.
+		parents := []EngineHash{p.names[4], p.names[segmentBlocks+4]}
+		w.Remove(parents, TierDevice, 0)
+		for i := range 5 * remembered {
+			kid := newPrompt(uint64(10+i%2), 1)
+			if w.Store(Stored{HasParent: true, Parent: parents[i%2], Names: kid.names, Contents: kid.contents}) != 0 {
+				t.Fatalf("own names %t, use %d: the block waits", ownNames, i)
+			}
+		}
+		if r := w.recent; len(r.runs) > 2*remembered || len(r.names) > 2*remembered {
+			t.Errorf("own names %t: %d runs and %d names are remembered", ownNames, len(r.runs), len(r.names))
 		}
 	}
 }

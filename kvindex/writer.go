@@ -97,11 +97,18 @@ func (w *Writer) kind(t Tier, group uint8, announce bool) (key, bool) {
 // placed at once: their parent is unknown, or, for a tier update, the name
 // itself. Blocks of an unknown parent are parked and placed when it arrives,
 // unless there are too many; see [Writer.Lacks].
-func (w *Writer) Store(s Stored) (unplaced int) {
+func (w *Writer) Store(s Stored) (unplaced int) { return w.placeAll(&s, true) }
+
+// placeAll is Store, and lets it be chosen whether the names of blocks removed
+// long ago are forgotten.
+func (w *Writer) placeAll(s *Stored, forget bool) (unplaced int) {
 	w.ix.world.RLock()
 	before := w.pairs
-	unplaced = w.store(&s)
+	unplaced = w.store(s)
 	w.shed(fewSpares)
+	if forget {
+		w.forget(w.ix.remember)
+	}
 	w.ix.held.Add(int64(w.pairs - before))
 	w.ix.world.RUnlock()
 	if w.stored += len(s.Names); w.stored >= storedStep {
@@ -122,7 +129,7 @@ func (w *Writer) store(s *Stored) (unplaced int) {
 		return w.update(s.Names, kind)
 	}
 	n := min(len(s.Names), len(s.Contents))
-	b := batch{names: s.Names[:n], contents: s.Contents[:n], kind: kind, at: s.Root, hold: true}
+	b := batch{names: s.Names[:n], contents: s.Contents[:n], kind: kind, at: s.Root, parent: s.Parent, hold: true}
 	parent := uint32(0)
 	if s.HasParent {
 		if parent = w.locate(s.Parent); parent == 0 {
