@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -437,6 +438,48 @@ func TestSource_KnowsItsOwnAddress(t *testing.T) {
 	}
 }
 
+// Whoever names a publisher again is told of it once.
+func TestPeer_WantsOneTwice(t *testing.T) {
+	k, none := tellable(), tellable()
+	none.Address = "127.0.0.1:9"
+	_, address, asked := startPeer(t, quickRouter(), testHasher, k)
+	conn, err := outgoing{}.client(address, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	req := &pb.SnapshotsRequest{}
+	for i := range 10 {
+		for _, k := range []events.Saved{k, none} {
+			id := Identity{Endpoint: k.Address, Rank: k.Rank, Model: k.Model, Seed: testHasher.Fingerprint()}
+			req.Wanted = append(req.Wanted, id.wire(uint64(i)))
+		}
+	}
+	stream, err := pb.NewPeerClient(conn).Snapshots(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends, unknown := 0, 0
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.GetEnd() != nil {
+			ends++
+		}
+		if m.GetUnknown() != nil {
+			unknown++
+		}
+	}
+	if d := cmp.Diff([]string{k.Address, none.Address}, asked()); d != "" || ends != 1 || unknown != 1 {
+		t.Errorf("%d snapshots were told and %d publishers not known; of these was asked (-want +got):\n%s", ends, unknown, d)
+	}
+}
+
 // A router that reads nothing is given up, and makes room for the next.
 func TestPeer_ReadsNothing(t *testing.T) {
 	k := tellable()
@@ -444,7 +487,7 @@ func TestPeer_ReadsNothing(t *testing.T) {
 		k.State.Blocks = append(k.State.Blocks, kvindex.ExportedBlock{Block: kvindex.Mix(77, kvindex.ContentHash(10+i)), Parent: 77, Root: true, Held: 1})
 	}
 	srv, address, _ := startPeer(t, quickRouter(), testHasher, k)
-	srv.tellLimit = 50 * time.Millisecond
+	srv.tellLimit = 3 * time.Second // in which each is told something, however busy the machine is
 	conn, err := outgoing{}.client(address, address)
 	if err != nil {
 		t.Fatal(err)

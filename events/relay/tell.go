@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -41,13 +42,30 @@ func (s *Server) Snapshots(req *pb.SnapshotsRequest, to grpc.ServerStreamingServ
 	// On a goroutine of its own, because a Send to one who reads nothing ends
 	// only with the call.
 	told := make(chan error, 1)
-	s.tellers.Go(func() { told <- s.tell(ctx, req.Wanted, to) })
+	s.tellers.Go(func() { told <- s.tell(ctx, distinct(req.Wanted), to) })
 	select {
 	case err := <-told:
 		return err
 	case <-ctx.Done():
 		return status.FromContextError(ctx.Err()).Err()
 	}
+}
+
+// distinct drops what is wanted again: a snapshot holds up all writers, and
+// there are to be no more of them than publishers. One that is not followed
+// costs none.
+func distinct(wanted []*pb.Identity) []*pb.Identity {
+	type publisher struct {
+		endpoint, model string
+		rank            uint32
+	}
+	seen := make(map[publisher]bool, len(wanted))
+	return slices.DeleteFunc(wanted, func(w *pb.Identity) bool {
+		p := publisher{w.GetEndpoint(), w.GetModel(), w.GetRank()}
+		again := seen[p]
+		seen[p] = true
+		return again
+	})
 }
 
 // tell tells of publishers, one after the other.
