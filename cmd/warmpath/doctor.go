@@ -221,7 +221,7 @@ func (d *doctor) checkWarmStart(w events.WarmStart, detail string, peers float64
 	case peers == 0:
 		d.add(levelSkip, "warm start", "", "if there are others, see that cachestate.peers leads to them", "there is no other router than the one here to ask: %s", detail)
 	default:
-		d.add(levelWarn, "warm start", "", "see that another router runs, that cachestate.peers leads to its cachestate.listen, and that it takes cachestate.token_file or the certificate; warmpath doctor --verbose says what each of them answered",
+		d.add(levelWarn, "warm start", "", "see that another router runs, that cachestate.peers leads to its cachestate.listen, and that it takes cachestate.peers_token_file or the certificate; warmpath doctor --verbose says what each of them answered",
 			"no other router told anything, so a router that starts has only what engines still keep: %s", detail)
 	}
 }

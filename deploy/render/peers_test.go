@@ -12,10 +12,13 @@ import (
 func TestPeers_Enabled(t *testing.T) {
 	all := release(t, parseValues(t, "{peers: {enabled: true, port: 9105, tokens: {existingSecret: p, key: list, routerKey: mine}}, seed: {existingSecret: s}, attach: standalone}"))
 	config := routerConfig(t, all)
-	for _, want := range []string{"listen: 0.0.0.0:9105", "- warmpath-peers.default.svc:9105", "tokens_file: /etc/warmpath-peers/tokens", "token_file: /etc/warmpath-peers/token\n"} {
+	for _, want := range []string{"listen: 0.0.0.0:9105", "- warmpath-peers.default.svc:9105", "tokens_file: /etc/warmpath-peers/tokens", "\n  peers_token_file: /etc/warmpath-peers/token\n"} {
 		if !strings.Contains(config, want) {
 			t.Errorf("no %q in\n%s", want, config)
 		}
+	}
+	if strings.Contains(config, " token_file:") {
+		t.Errorf("relays are shown a token:\n%s", config)
 	}
 	if out := checkConfig(t, all); strings.Contains(out, "cachestate") {
 		t.Errorf("warmpath check warns:\n%s", out)
@@ -64,14 +67,27 @@ func same(a, b any) bool {
 	return x.String() == y.String()
 }
 
-// Relays and routers are shown one token.
+// Relays are shown one token, routers another.
 func TestPeers_WithRelays(t *testing.T) {
-	all := release(t, parseValues(t, "{peers: {enabled: true, tokens: {existingSecret: t}}, relay: {enabled: true, tokens: {existingSecret: t}}, seed: {existingSecret: s}}"))
+	all := release(t, parseValues(t, "{peers: {enabled: true, tokens: {existingSecret: p}}, relay: {enabled: true, tokens: {existingSecret: r}}, seed: {existingSecret: s}}"))
 	config := routerConfig(t, all)
-	if !strings.Contains(config, "token_file: /etc/warmpath-relay-token/token\n") || !strings.Contains(config, "tokens_file: /etc/warmpath-peers/tokens") {
-		t.Errorf("the router's configuration:\n%s", config)
+	for _, want := range []string{" token_file: /etc/warmpath-relay-token/token\n", " peers_token_file: /etc/warmpath-peers/token\n", " tokens_file: /etc/warmpath-peers/tokens\n"} {
+		if !strings.Contains(config, want) {
+			t.Errorf("no %q in\n%s", want, config)
+		}
 	}
 	checkConfig(t, all)
+}
+
+// Who mounts a token for relays without relay.tokens may name it beside the
+// token of peers.
+func TestPeers_WithATokenForRelays(t *testing.T) {
+	config := routerConfig(t, release(t, parseValues(t, "{peers: {enabled: true, tokens: {existingSecret: p}}, seed: {existingSecret: s}, config: {cachestate: {token_file: /mine}}}")))
+	for _, want := range []string{" token_file: /mine\n", " peers_token_file: /etc/warmpath-peers/token\n"} {
+		if !strings.Contains(config, want) {
+			t.Errorf("no %q in\n%s", want, config)
+		}
+	}
 }
 
 func TestPeers_Disabled(t *testing.T) {

@@ -54,7 +54,7 @@ func (s *Source) Ask(ctx context.Context, wanted []events.Subject, take func(eve
 func (s *Source) peersAt(ctx context.Context, name string) []netip.AddrPort {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	all, err := s.out.network.addresses(ctx, name)
+	all, err := s.peers.network.addresses(ctx, name)
 	if err != nil {
 		if no := new(net.DNSError); !errors.As(err, &no) || !no.IsNotFound { // a fleet's first router finds nobody
 			s.m.peers[peerFailed].Inc()
@@ -119,7 +119,7 @@ func peerResult(err error) int {
 // hear asks one peer and takes what it tells, publisher by publisher, until it
 // has told all, is silent for too long, or says what cannot be.
 func (s *Source) hear(ctx context.Context, p netip.AddrPort, name string, a *asking) (h heardOf, err error) {
-	conn, err := s.out.client(p.String(), name)
+	conn, err := s.peers.client(p.String(), name)
 	if err != nil {
 		return h, err
 	}

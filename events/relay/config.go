@@ -122,8 +122,13 @@ type RouterConfig struct {
 	// PeersTimeout is how long publishers may wait for what peers say, from the
 	// first one that they are asked for.
 	PeersTimeout time.Duration `yaml:"peers_timeout" help:"time for all peers together to tell what they know, from the first event stream that they are asked for; what is not known by then is asked of the engines"`
-	// TokenFile holds the token that the router shows to relays and peers.
-	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays and peers, one that their relay.tokens_file or cachestate.tokens_file has for read; empty: none"`
+	// PeersTokenFile holds the token that the router shows to peers, and to
+	// nobody else.
+	PeersTokenFile string `yaml:"peers_token_file" help:"file with the token that is shown to peers alone, one that their cachestate.tokens_file has for read; empty: none"`
+	// TokenFile holds the token that the router shows to relays. These are
+	// wherever an endpoint says its relay is, so that whoever can make a pod
+	// that is taken for an engine can get this token.
+	TokenFile string `yaml:"token_file" help:"file with the token that is shown to relays, wherever an endpoint says its relay is, one that their relay.tokens_file has for read; let it open nothing else; empty: none"`
 }
 
 // DefaultRouterConfig returns the defaults.
@@ -149,6 +154,12 @@ func (c RouterConfig) Validate() error {
 	}
 	errs = append(errs, positive("give_up", c.GiveUp), positive("timeout", c.Timeout), positive("peers_timeout", c.PeersTimeout))
 	errs = append(errs, validateHostPorts("peers", c.Peers)...)
+	if c.PeersTokenFile != "" && len(c.Peers) == 0 {
+		errs = append(errs, fmt.Errorf("peers_token_file: %q, but no peers are asked, so that nobody is shown the token; set peers, or empty it", c.PeersTokenFile))
+	}
+	if c.PeersTokenFile != "" && c.PeersTokenFile == c.TokenFile {
+		errs = append(errs, fmt.Errorf("peers_token_file: %q is token_file as well, which every relay is shown, and whoever has it could read what peers are told; use another token in another file", c.PeersTokenFile))
+	}
 	if len(c.Peers) > 0 && c.TLS.Cert != "" && c.TLS.CA == "" {
 		errs = append(errs, errors.New("tls.ca: empty, but peers are asked, who serve with TLS if they have the tls.cert that is set here; set it to the authorities that signed their certificates"))
 	}

@@ -320,8 +320,9 @@ func TestPeer_OnlyReadersAreTold(t *testing.T) {
 		words  string
 	}{
 		{"nothing is asked for", quickRouter(), func(*RouterConfig) {}, peerAnswered, "known=1"},
-		{"a token for reading", byToken, func(c *RouterConfig) { c.TokenFile = write("reads", reads) }, peerAnswered, "known=1"},
-		{"the token of a relay", byToken, func(c *RouterConfig) { c.TokenFile = write("other", other) }, peerDenied, "no right"},
+		{"a token for reading", byToken, func(c *RouterConfig) { c.PeersTokenFile = write("reads", reads) }, peerAnswered, "known=1"},
+		{"a token for relays", byToken, func(c *RouterConfig) { c.TokenFile = write("reads", reads) }, peerDenied, "no right"},
+		{"the token of a relay", byToken, func(c *RouterConfig) { c.PeersTokenFile = write("other", other) }, peerDenied, "no right"},
 		{"no token", byToken, func(*RouterConfig) {}, peerDenied, "no right"},
 		{"the routers' certificate", byCert, func(*RouterConfig) {}, peerAnswered, "known=1"},
 		{"no certificate", byCert, func(c *RouterConfig) { c.TLS.Cert, c.TLS.Key, c.TLS.ClientCA = "", "", "" }, peerFailed, "err="},

@@ -302,6 +302,9 @@ func TestSubscribe_Tokens(t *testing.T) {
 	address := startRelay(t, cfg, testHasher)
 	router := quickRouter()
 	follow(t, newTestSource(t, router, testHasher, false), address).awaitError(t, errDenied.Error())
+	forPeers := router
+	forPeers.Peers, forPeers.PeersTokenFile = []string{"routers.test:1"}, write("peers", reads)
+	follow(t, newTestSource(t, forPeers, testHasher, false), address).awaitError(t, errDenied.Error())
 	router.TokenFile = write("other", other)
 	follow(t, newTestSource(t, router, testHasher, false), address).awaitError(t, errDenied.Error())
 	router.TokenFile = write("reads", reads)
@@ -483,11 +486,16 @@ func TestConfig_ValidateNamesEveryFault(t *testing.T) {
 			t.Errorf("routers wait less than %v for a heartbeat of %v", three, beat)
 		}
 	}
-	router := RouterConfig{Listen: "x", Peers: []string{"routers:9005", "y"}, PeersTimeout: 1, TLS: TLSConfig{Cert: "c", Key: "k"}}
-	for _, field := range []string{"listen:", "peers[1]:", "peers_timeout:", "tls.ca:"} {
+	router := RouterConfig{Listen: "x", Peers: []string{"routers:9005", "y"}, PeersTimeout: 1, TokenFile: "t", PeersTokenFile: "t", TLS: TLSConfig{Cert: "c", Key: "k"}}
+	for _, field := range []string{"listen:", "peers[1]:", "peers_timeout:", "peers_token_file:", "tls.ca:"} {
 		if err := router.Validate(); err == nil || !strings.Contains(err.Error(), field) {
 			t.Errorf("no fault of %s in %v", field, err)
 		}
+	}
+	alone := DefaultRouterConfig()
+	alone.PeersTokenFile = "p"
+	if err := alone.Validate(); err == nil || !strings.Contains(err.Error(), "peers_token_file:") {
+		t.Errorf("a token for nobody is valid: %v", err)
 	}
 	open := DefaultRouterConfig()
 	open.Listen = "0.0.0.0:9005"

@@ -31,9 +31,12 @@ type Source struct {
 	cfg    RouterConfig
 	hasher kvindex.Hasher
 	seed   uint64
-	out    outgoing
-	log    *slog.Logger
-	m      *routerMetrics
+	// relays is how relays are called, peers how other routers are: what the
+	// ones are shown is not for the others.
+	relays, peers outgoing
+
+	log *slog.Logger
+	m   *routerMetrics
 
 	mu   sync.Mutex
 	rand *rand.Rand // guarded by mu
@@ -53,7 +56,9 @@ func NewSource(cfg RouterConfig, hasher kvindex.Hasher, random bool, log *slog.L
 	}
 	s := &Source{
 		cfg: cfg, hasher: hasher, seed: hasher.Fingerprint(), log: log.With("component", "cachestate"), m: newRouterMetrics(reg), rand: jitter,
-		out: outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, network: network}, inboxes: map[inboxKey]*inbox{}, doubts: map[inboxKey]time.Duration{},
+		relays:  outgoing{tls: cfg.TLS, tokenFile: cfg.TokenFile, network: network},
+		peers:   outgoing{tls: cfg.TLS, tokenFile: cfg.PeersTokenFile, network: network},
+		inboxes: map[inboxKey]*inbox{}, doubts: map[inboxKey]time.Duration{},
 	}
 	if random {
 		s.seed = 0
@@ -220,7 +225,7 @@ func (s *Source) subscribe(ctx context.Context, f events.Feed, id Identity, from
 	if s.seed == 0 {
 		return nil, id.check(&pb.Identity{})
 	}
-	conn, err := s.out.client(f.Publisher.Relay, f.Publisher.Relay)
+	conn, err := s.relays.client(f.Publisher.Relay, f.Publisher.Relay)
 	if err != nil {
 		return nil, err
 	}

@@ -147,7 +147,7 @@ capabilities: {drop: [ALL]}
 {{- $c = dict
       "listen" (printf "%s:%d" .Values.listenAddress (int .Values.peers.port))
       "tokens_file" "/etc/warmpath-peers/tokens"
-      "token_file" "/etc/warmpath-peers/token"
+      "peers_token_file" "/etc/warmpath-peers/token"
       "peers" (list (printf "%s.%s.svc:%d" (include "warmpath.peersService" .) .Release.Namespace (int .Values.peers.port))) -}}
 {{- end -}}
 {{- if include "warmpath.relayToken" . -}}{{- $_ := set $c "token_file" "/etc/warmpath-relay-token/token" -}}{{- end -}}
@@ -244,7 +244,8 @@ relay_port: {{ .Values.relay.port | int }}
 
 {{- /*
 The configuration file, once the values go together. What the chart knows from other values is put over
-.Values.config, whose schema does not allow those keys.
+.Values.config. Its schema does not allow those keys, but for those of cachestate, with which warmpath.validate finds fault
+where the chart sets them.
 */ -}}
 {{- define "warmpath.config" -}}
 {{- include "warmpath.validate" . -}}
@@ -373,16 +374,19 @@ The configuration file, once the values go together. What the chart knows from o
 {{- if and $v.relay.enabled (not $v.seed.existingSecret) -}}
 {{- $faults = append $faults "seed.existingSecret: empty, with relay.enabled; relays and routers understand each other's hashes only with the same seed: name a Secret with it" -}}
 {{- end -}}
+{{- if and (include "warmpath.relayToken" .) (dig "cachestate" "token_file" "" $v.config) -}}
+{{- $faults = append $faults "config.cachestate.token_file: set, but relay.tokens sets it; remove one of them" -}}
+{{- end -}}
 {{- if $v.peers.enabled -}}
 {{- if not $v.seed.existingSecret -}}
 {{- $faults = append $faults "seed.existingSecret: empty, with peers.enabled; routers understand each other's hashes only with the same seed: name a Secret with it" -}}
 {{- end -}}
 {{- if not $v.peers.tokens.existingSecret -}}
 {{- $faults = append $faults "peers.tokens.existingSecret: empty, with peers.enabled, so that nothing says which routers are told; name a Secret with the keys tokens (lines read TOKEN) and token" -}}
-{{- else if and (include "warmpath.relayToken" .) (or (ne $v.peers.tokens.existingSecret $v.relay.tokens.existingSecret) (ne $v.peers.tokens.routerKey $v.relay.tokens.routerKey)) -}}
-{{- $faults = append $faults "peers.tokens: another Secret or routerKey than relay.tokens, and routers show one token to relays and to each other; name the same" -}}
+{{- else if and (include "warmpath.relayToken" .) (eq $v.peers.tokens.existingSecret $v.relay.tokens.existingSecret) (or (eq $v.peers.tokens.key $v.relay.tokens.key) (eq $v.peers.tokens.routerKey $v.relay.tokens.routerKey)) -}}
+{{- $faults = append $faults (printf "peers.tokens: of Secret %s as relay.tokens is, with the same key or routerKey, so that engine pods, which have or are shown the relays' tokens, could read what routers tell each other; name another Secret" $v.peers.tokens.existingSecret) -}}
 {{- end -}}
-{{- range $key := list "listen" "peers" "tokens_file" "token_file" -}}
+{{- range $key := list "listen" "peers" "tokens_file" "peers_token_file" -}}
 {{- if dig "cachestate" $key "" $v.config -}}
 {{- $faults = append $faults (printf "config.cachestate.%s: set, but peers.enabled sets it; remove one of them" $key) -}}
 {{- end -}}
