@@ -44,6 +44,24 @@ func TestDetail_Regret(t *testing.T) {
 	}
 }
 
+// A prompt that no engine ever takes is nobody's work.
+func TestDetail_RegretsNothingRefused(t *testing.T) {
+	w := generate(t, "no-reuse", 200, 1)
+	w.Requests[0].InputTokens = 600_000 // the cache has 430,000
+	w.Requests[0].Blocks = nil
+	for b := range uint64(600_000 / workload.BlockTokens) {
+		w.Requests[0].Blocks = append(w.Requests[0].Blocks, 1<<60+b)
+	}
+	w.Requests[0].Blocks = append(w.Requests[0].Blocks, 1<<61)
+	o := simulate(t, Scenario{Strategy: "round-robin", Endpoints: 2, Speed: 0.1, Detail: true}, w, 1)
+	if o.Refused != 1 {
+		t.Fatalf("%d requests are refused, want 1", o.Refused)
+	}
+	if late := o.Regrets[len(o.Regrets)-1]; late > 1 {
+		t.Errorf("%d decisions are regretted by more than 10 s on idle engines", late)
+	}
+}
+
 // What endpoints show waiting adds up to the time that requests waited.
 func TestDetail_Waiting(t *testing.T) {
 	spec, err := workload.Preset("tools")

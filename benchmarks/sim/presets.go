@@ -50,7 +50,7 @@ func presets() []preset {
 		{
 			"capacity", "the conversation trace with caches of a quarter to four times the size",
 			[]string{
-				"--trace", conversation, "--capacity", "0.25,0.5,1,2,4", "--speed", "2", "--seeds", "3", "--detail",
+				"--trace", conversation, "--capacity", "0.25,0.5,1,2,4", "--speed", "2", "--seeds", "3",
 				"--strategies", "prefix-cache,least-request,llm-d-blend,mooncake-est-ttft,lmetric",
 			},
 		},

@@ -193,6 +193,7 @@ func (r *run) send(i int) error {
 	// From its arrival: a request that was sent before has waited since.
 	if _, err := e.core.Submit(epoch.Add(q.arrived), req); err != nil {
 		q.state = refused
+		e.backlog -= q.work
 		r.left--
 		r.choosers[q.replica].finished(r.time(), i)
 		return nil
