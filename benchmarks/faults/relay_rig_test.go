@@ -42,6 +42,7 @@ type relayed struct {
 	t    *testing.T
 	e    *publisher
 	cfg  relay.Config
+	own  events.Config // how it follows its engine
 	wire *wire
 	// stop ends the relay as an operator does, kill as a crash does.
 	stop, kill func()
@@ -69,7 +70,13 @@ func (r *relayed) caughtUp(seq int64) {
 // relayOf starts a relay beside an engine, and the wire to it.
 func relayOf(t *testing.T, e *publisher, cfg relay.Config) *relayed {
 	t.Helper()
-	r := &relayed{t: t, e: e, cfg: cfg, wire: newWire(t)}
+	return relayFollowing(t, e, cfg, eventConfig())
+}
+
+// relayFollowing is relayOf with such a way to follow the engine.
+func relayFollowing(t *testing.T, e *publisher, cfg relay.Config, own events.Config) *relayed {
+	t.Helper()
+	r := &relayed{t: t, e: e, cfg: cfg, own: own, wire: newWire(t)}
 	e.relay = r.wire.addr()
 	r.start()
 	return r
@@ -92,7 +99,7 @@ func (r *relayed) start() {
 	own := *r.e
 	own.relay, own.mute = "", false
 	p.Set(specs(&own))
-	m, err := events.New(eventConfig(), index, hasher, events.ZMQ(eventConfig()), log, reg, rand.New(rand.NewPCG(7, 8)), events.WithTaps(rl))
+	m, err := events.New(r.own, index, hasher, events.ZMQ(r.own), log, reg, rand.New(rand.NewPCG(7, 8)), events.WithTaps(rl))
 	if err != nil {
 		t.Fatal(err)
 	}
