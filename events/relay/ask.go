@@ -116,14 +116,19 @@ func peerResult(err error) int {
 	return peerFailed
 }
 
+// errBusy ends the call to a peer that tells others first for too long.
+var errBusy = errors.New("relay: it tells other routers, and our turn did not come in time")
+
 // hear asks one peer and takes what it tells, publisher by publisher, until it
-// has told all, is silent for too long, or says what cannot be.
+// has told all, is silent for too long, or says what cannot be. It waits for its
+// turn no longer than half of the time that there is for all peers.
 func (s *Source) hear(ctx context.Context, p netip.AddrPort, name string, a *asking) (h heardOf, err error) {
 	conn, err := s.peers.client(p.String(), name)
 	if err != nil {
 		return h, err
 	}
 	defer conn.Close()
+	begun := time.Now()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	silence := time.AfterFunc(s.cfg.Timeout, func() { cancel(errSilent) })
@@ -147,6 +152,8 @@ func (s *Source) hear(ctx context.Context, p netip.AddrPort, name string, a *ask
 			return h, context.Cause(ctx)
 		case err != nil:
 			return h, err
+		case m.Message == nil && time.Since(begun) >= s.cfg.PeersTimeout/2:
+			return h, errBusy
 		}
 		if now, err = s.heard(m, now, a, &h); err != nil {
 			s.m.known[knownDamaged].Inc()

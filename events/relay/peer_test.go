@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -23,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
@@ -478,6 +480,55 @@ func TestPeer_WantsOneTwice(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{k.Address, none.Address}, asked()); d != "" || ends != 1 || unknown != 1 {
 		t.Errorf("%d snapshots were told and %d publishers not known; of these was asked (-want +got):\n%s", ends, unknown, d)
+	}
+}
+
+// A router that waits for its turn takes that for no silence, and does not wait
+// for it for ever; one that hears nothing at all gives up sooner.
+func TestPeer_WaitsForItsTurn(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		free time.Duration // when there is a slot
+		hung bool          // it says nothing when its turn has come
+		want string
+		most time.Duration
+	}{
+		{"its turn comes", 12 * time.Second, false, "known=1", 12 * time.Second},
+		{"its turn does not come", time.Minute, false, errBusy.Error(), 16 * time.Second},
+		{"silence", 0, true, errSilent.Error(), 5 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := tellable()
+				cfg := quickRouter()
+				ln := bufconn.Listen(1 << 16)
+				view := View{Snapshot: func(ctx context.Context, _ string, _ int, _ string) (events.Saved, error) {
+					if tt.hung {
+						<-ctx.Done()
+					}
+					return k, nil
+				}}
+				srv := NewServer(cfg, newTestSource(t, cfg, testHasher, false), view, slog.New(slog.DiscardHandler))
+				for range maxTelling {
+					srv.telling <- struct{}{}
+				}
+				ctx, stop := context.WithCancel(t.Context())
+				ended := make(chan error, 1)
+				go func() { ended <- srv.Run(ctx, ln) }()
+				time.AfterFunc(tt.free, func() { <-srv.telling })
+				cfg.Peers = []string{"10.1.0.1:9005"}
+				begun := time.Now()
+				_, logged, taken := asks(t, cfg, Network{Dial: func(ctx context.Context, _ string) (net.Conn, error) { return ln.DialContext(ctx) }}, k)
+				took := time.Since(begun)
+				if !strings.Contains(logged, tt.want) || (len(taken) == 1) != (tt.want == "known=1") || took > tt.most+time.Second {
+					t.Errorf("%d taken after %s, logged:\n%s", len(taken), took, logged)
+				}
+				stop()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			})
+		})
 	}
 }
 

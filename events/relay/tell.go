@@ -33,12 +33,10 @@ func (s *Server) Snapshots(req *pb.SnapshotsRequest, to grpc.ServerStreamingServ
 	}
 	ctx, cancel := context.WithTimeout(to.Context(), s.tellLimit)
 	defer cancel()
-	select {
-	case s.telling <- struct{}{}:
-		defer func() { <-s.telling }()
-	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
+	if err := s.awaitTurn(ctx, to); err != nil {
+		return err
 	}
+	defer func() { <-s.telling }()
 	// On a goroutine of its own, because a Send to one who reads nothing ends
 	// only with the call.
 	told := make(chan error, 1)
@@ -66,6 +64,29 @@ func distinct(wanted []*pb.Identity) []*pb.Identity {
 		seen[p] = true
 		return again
 	})
+}
+
+// maxTurnBeat bounds the time between two signs of life to a router that waits
+// for its turn.
+const maxTurnBeat = time.Second
+
+// awaitTurn takes a slot. Until there is one, who asks hears that it is not
+// forgotten: it takes silence for a router that hangs.
+func (s *Server) awaitTurn(ctx context.Context, to grpc.ServerStreamingServer[pb.SnapshotsResponse]) error {
+	beat := time.NewTicker(min(s.cfg.Timeout/4, maxTurnBeat))
+	defer beat.Stop()
+	for {
+		select {
+		case s.telling <- struct{}{}:
+			return nil
+		case <-beat.C:
+			if err := to.Send(&pb.SnapshotsResponse{}); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
+		}
+	}
 }
 
 // tell tells of publishers, one after the other.

@@ -71,6 +71,8 @@ func (x *SnapshotsRequest) GetWanted() []*Identity {
 	return nil
 }
 
+// SnapshotsResponse without a message is a sign of life, while others are told
+// first.
 type SnapshotsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
