@@ -1,9 +1,12 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -100,10 +103,59 @@ func TestReport_EveryRouterOfAName(t *testing.T) {
 	}
 }
 
-// A router is reported to once, whatever families its addresses are of; routers
-// are bounded, and a name without an address is no success.
+// A router that single look-ups do not lead to is still reported to, one that
+// three in a row miss is not; and none is reported to at addresses of two kinds.
+func TestRelay_FollowsWhatLookUpsMiss(t *testing.T) {
+	r := &Relay{log: slog.New(slog.DiscardHandler)}
+	ended, stop := context.WithCancel(t.Context())
+	stop()
+	routers := map[string]*reportee{}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	const a, b, c, six, name = "10.1.0.1:9005", "10.1.0.2:9005", "10.1.0.3:9005", "[fd00::1]:9005", "routers.test:9005"
+	for i, step := range []struct{ all, want []string }{
+		{[]string{a, b}, []string{a, b}},
+		{[]string{b}, []string{a, b}},
+		{[]string{b, c}, []string{a, b, c}},
+		{[]string{a, c}, []string{a, b, c}}, // a was missed twice
+		{[]string{b, c}, []string{a, b, c}},
+		{[]string{b, c}, []string{a, b, c}},
+		{[]string{b, c}, []string{b, c}},
+		{[]string{six}, []string{six}},
+		{[]string{name}, []string{name}},
+		{[]string{a, b}, []string{a, b}},
+	} {
+		r.follow(ended, &wg, &feed{}, name, routers, step.all)
+		if got := slices.Sorted(maps.Keys(routers)); !slices.Equal(got, step.want) {
+			t.Fatalf("look-up %d, of %v: %v, want %v", i, step.all, got, step.want)
+		}
+	}
+	many := make([]string, maxRouters)
+	for i := range many {
+		many[i] = fmt.Sprintf("10.2.0.%d:9005", i)
+	}
+	if r.follow(ended, &wg, &feed{}, name, routers, many); len(routers) != maxRouters || routers[a] == nil {
+		t.Errorf("%d routers, want %d, those that may be there still among them", len(routers), maxRouters)
+	}
+}
+
+// That there are too many routers is said when that changes.
+func TestRelay_BoundsRouters(t *testing.T) {
+	var logged bytes.Buffer
+	r := &Relay{log: slog.New(slog.NewTextHandler(&logged, nil))}
+	cut := 0
+	for i, step := range []struct{ n, said int }{{3, 0}, {maxRouters + 5, 1}, {maxRouters + 5, 1}, {maxRouters + 6, 2}, {maxRouters, 2}, {maxRouters + 6, 3}} {
+		var got []string
+		got, cut = r.bound(make([]string, step.n), "routers.test:9005", cut)
+		if said := strings.Count(logged.String(), "more routers"); said != step.said || len(got) != min(step.n, maxRouters) {
+			t.Errorf("look-up %d: %d routers, said %d times, want %d", i, len(got), said, step.said)
+		}
+	}
+}
+
+// A router is reported to once, whatever families its addresses are of and in
+// whatever order they come, and a name without an address is no success.
 func TestRelay_LookUp(t *testing.T) {
-	many := slices.Repeat([]string{"10.1.0.1"}, maxRouters+5)
 	for _, tt := range []struct {
 		name string
 		ips  []string
@@ -112,9 +164,8 @@ func TestRelay_LookUp(t *testing.T) {
 		{"none", nil, nil},
 		{"one", []string{"10.1.0.1"}, []string{"10.1.0.1:9005"}},
 		{"one of both families", []string{"::1", "127.0.0.1"}, []string{"routers.test:9005"}},
-		{"two", []string{"10.1.0.1", "10.1.0.2"}, []string{"10.1.0.1:9005", "10.1.0.2:9005"}},
+		{"two", []string{"10.1.0.2", "10.1.0.1", "10.1.0.2"}, []string{"10.1.0.1:9005", "10.1.0.2:9005"}},
 		{"two of both families", []string{"fd00::1", "10.1.0.1", "fd00::2", "10.1.0.2"}, []string{"[fd00::1]:9005", "[fd00::2]:9005"}},
-		{"too many", many, slices.Repeat([]string{"10.1.0.1:9005"}, maxRouters)},
 	} {
 		r, err := New(quickConfig(), testHasher, slog.New(slog.DiscardHandler), prometheus.NewRegistry(), nil, Network{
 			Lookup: func(context.Context, string) ([]string, error) { return tt.ips, nil },
