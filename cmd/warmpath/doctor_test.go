@@ -22,6 +22,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc"
 
 	"github.com/warmpath/warmpath/benchmarks/engine"
 	"github.com/warmpath/warmpath/benchmarks/engine/server"
@@ -146,11 +147,18 @@ func TestDoctor_WarmStart(t *testing.T) {
 // is slow delays the doctor no longer than it waits for anything.
 func TestDoctor_PeersInTime(t *testing.T) {
 	e := startEngine(t, server.Config{})
-	silent, err := net.Listen("tcp", "127.0.0.1:0") // takes connections, and says nothing
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer silent.Close()
+	hangs := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, call grpc.ServerStream) error {
+		<-call.Context().Done()
+		return call.Context().Err()
+	}))
+	started(t, func(ctx context.Context) error {
+		defer context.AfterFunc(ctx, hangs.Stop)()
+		return hangs.Serve(silent)
+	})
 	own := freeAddress(t)
 	for _, tt := range []struct{ name, peer, want string }{
 		{"alone", own, "^skip warm start : there is no other router"},
