@@ -181,7 +181,7 @@ func TestFailingEndpointIsLeftAndComesBack(t *testing.T) {
 	home = s.Engines[index]
 	back("was killed")
 
-	if err := home.Signal(syscall.SIGSTOP); err != nil {
+	if err := home.Freeze(bounded(t)); err != nil {
 		t.Fatal(err)
 	}
 	left("hangs", time.Now())

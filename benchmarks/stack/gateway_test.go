@@ -250,7 +250,7 @@ func comeAndGo(t *testing.T, s *stack.Stack) {
 // and go on without it.
 func frozen(t *testing.T, s *stack.Stack) {
 	long := streams(t, s, 3, 60)
-	if err := s.Router.Signal(syscall.SIGSTOP); err != nil {
+	if err := s.Router.Freeze(bounded(t)); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = s.Router.Signal(syscall.SIGCONT) }()

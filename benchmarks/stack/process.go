@@ -2,6 +2,7 @@ package stack
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -108,6 +109,34 @@ func (p *Process) Signal(s syscall.Signal) error {
 	default:
 		return p.cmd.Process.Signal(s)
 	}
+}
+
+// Freeze stops the process in its tracks, until SIGCONT. The signal returns
+// before threads that run on other processors have stopped, which may still
+// answer: Freeze waits for them where the system tells their states (Linux,
+// proc_pid_stat(5), field 3).
+func (p *Process) Freeze(ctx context.Context) error {
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	return p.Wait(ctx, "standstill", func(context.Context) error {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.PID()))
+		if err != nil {
+			return err
+		}
+		for _, path := range threads {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			// The name before it is in brackets and may contain anything.
+			_, state, _ := bytes.Cut(b[bytes.LastIndexByte(b, ')')+1:], []byte(" "))
+			if len(state) == 0 || state[0] != 'T' {
+				return fmt.Errorf("%s: state %.1s", path, state)
+			}
+		}
+		return nil
+	})
 }
 
 // Kill ends the process at once and waits for its end.

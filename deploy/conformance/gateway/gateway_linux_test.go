@@ -431,7 +431,7 @@ func (w *world) withoutRouter(t *testing.T) {
 // minute at first, and from then on as often as the policy says, because there
 // has been traffic. began is when Envoy did.
 func (w *world) frozen(t *testing.T, began time.Time) {
-	if err := w.Router.Signal(syscall.SIGSTOP); err != nil {
+	if err := w.Router.Freeze(bounded(t)); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = w.Router.Signal(syscall.SIGCONT) }()
