@@ -24,8 +24,9 @@ type fleet struct {
 }
 
 const (
-	// stayWindow is the time constant of fleet.stays, in seconds: requests of
-	// some minutes.
+	// stayWindow is the time constant of fleet.stays, in seconds: long
+	// enough for some dozens of requests of every endpoint, short against the
+	// hours in which traffic changes.
 	stayWindow = 60.0
 	// rateWeight is the weight of one load in fleet.rate.
 	rateWeight = 0.05

@@ -56,7 +56,7 @@ func (s *State) confine(l *Load) {
 	s.touch()
 }
 
-// demand fills in what engine's requests need of its cache, and stay, the mean
+// demand fills in what the engine's requests need of its cache, and stay, the mean
 // time that one runs.
 func (l *Load) demand(s *State, stay float64) {
 	const needed = FieldRequests | FieldKVUsage | FieldCapacity
